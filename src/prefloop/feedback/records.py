@@ -22,10 +22,17 @@ Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "heldout"]
 Source = Literal["human", "ai", "simulated", "imported", "program"]
 
+BEST_ONLY = "best only"
+"""A judgement's flag: it picked the best of K > 2 and says nothing about the others, whose ranks tie."""
+
+
+# Made once: `json.dumps` makes an encoder for each call, which is most of the time that a short text takes.
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
 
 def content_id(*parts: Any) -> str:
     """A 128-bit hexadecimal hash of JSON-serialisable parts; equal parts, equal id, on every machine."""
-    canonical = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    canonical = _canonical(parts)
     return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

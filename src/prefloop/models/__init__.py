@@ -1,0 +1,1 @@
+"""Loading and saving models, heads on top of them, and the passes that training and scoring make."""

@@ -1,0 +1,1 @@
+"""Sampling from a policy, and the batch that comes out."""

@@ -1,0 +1,183 @@
+"""The only place where messages become token ids and loss masks.
+
+A conversation is rendered piece by piece: what asks (masked out) and what the assistant answered (trained on, its
+end-of-sequence token included). Each piece is tokenised by itself, so the ids of a prompt are the same whether an
+answer follows or not, and no token straddles the border between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from prefloop.feedback.records import Message, Prompt
+
+ROLE_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One sequence: token ids and, for each, whether it is a response token (trained on, scored)."""
+
+    ids: list[int]
+    mask: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def response_tokens(self) -> int:
+        return sum(self.mask)
+
+
+class Piece(NamedTuple):
+    text: str
+    answer: bool
+    """Said by the assistant (without the words that announce it)."""
+
+
+class Chat:
+    """Renders conversations for one tokenizer.
+
+    With a chat template, the tokenizer's own; without one, ``\\n\\nHuman: …\\n\\nAssistant: …``, the form of the
+    published helpful-and-harmless comparisons.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-sequence token, without which no answer can end.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no eos token, so the model could "
+                "never end an answer. Set eos_token in its tokenizer_config.json"
+            )
+        self.tokenizer = tokenizer
+        self.eos_id: int = tokenizer.eos_token_id
+        plain, special = tokenizer("a", add_special_tokens=False), tokenizer("a", add_special_tokens=True)
+        starts_with_bos = tokenizer.bos_token_id is not None and special["input_ids"][:1] != plain["input_ids"][:1]
+        self._prefix: list[int] = [tokenizer.bos_token_id] if starts_with_bos else []
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The conversation and the words that announce the assistant's answer, as token ids."""
+        return self._encode(self._pieces(messages), loss_on="last").ids
+
+    def render(self, messages: Sequence[Message], loss_on: Literal["all", "last"] = "last") -> Rendered:
+        """A whole conversation whose last message is the assistant's, with the mask of what is trained on."""
+        if messages[-1].role != "assistant":
+            raise ValueError(f"the last message must be the assistant's; it is the {messages[-1].role}'s")
+        return self._encode(self._pieces(messages), loss_on)
+
+    def answered(self, prompt: Prompt, answer: str) -> Rendered:
+        """A prompt and one answer to it; the answer is masked in."""
+        return self.render([*prompt.messages, Message(role="assistant", content=answer)])
+
+    def fitted_prompt_ids(self, prompt: Prompt, max_tokens: int) -> tuple[list[int], Prompt]:
+        """Ids of at most ``max_tokens``, and the prompt that they say.
+
+        A longer conversation loses its oldest messages, then the first lines of the message that is left; never
+        half a line.
+
+        Raises:
+            ValueError: the last line alone is too long.
+        """
+        messages = list(prompt.messages)
+        ids = self.prompt_ids(messages)
+        while len(ids) > max_tokens:
+            lines = messages[0].content.split("\n")
+            if len(messages) > 1:
+                messages = messages[1:]
+            elif len(lines) > 1:
+                messages = [messages[0].model_copy(update={"content": "\n".join(lines[1:])})]
+            else:
+                start = prompt.text[:60].replace("\n", " ")
+                raise ValueError(
+                    f"the prompt {start!r}… (id {prompt.id}) has a line of {len(ids)} tokens; data.max_prompt_tokens "
+                    f"allows {max_tokens}. Raise the limit (and model.context with it) or take the prompt out"
+                )
+            ids = self.prompt_ids(messages)
+        if len(messages) == len(prompt.messages) and messages[0] == prompt.messages[0]:
+            return ids, prompt
+        return ids, Prompt(messages=tuple(messages), split=prompt.split, metadata=prompt.metadata)
+
+    def text(self, response_ids: Sequence[int]) -> str:
+        """The text of sampled ids, without special tokens and surrounding space."""
+        return str(self.tokenizer.decode(response_ids, skip_special_tokens=True)).strip()
+
+    def _encode(self, pieces: Sequence[Piece], loss_on: Literal["all", "last"]) -> Rendered:
+        ids, mask = list(self._prefix), [False] * len(self._prefix)
+        for index, (text, answer) in enumerate(pieces):
+            piece: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+            trained = answer and (loss_on == "all" or index == len(pieces) - 1)
+            if answer and piece[-1:] != [self.eos_id]:
+                piece = [*piece, self.eos_id]
+            ids += piece
+            mask += [trained] * len(piece)
+        return Rendered(ids, mask)
+
+    def _pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """The conversation cut at the borders of the assistant's answers."""
+        if self.tokenizer.chat_template:
+            return self._template_pieces(messages)
+        return _default_pieces(messages)
+
+    def _template_pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """Render longer and longer starts of the conversation; what each adds is a piece."""
+        eos: str = self.tokenizer.eos_token
+        pieces, done = [], ""
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            announced = self._template(messages[:index], announce=True)
+            answered = self._template(messages[: index + 1], announce=False)
+            self._must_continue(done, announced)
+            self._must_continue(announced, answered)
+            answer = answered[len(announced) :]
+            # What a template writes after the eos (often a newline) belongs to the next question.
+            cut = answer.rfind(eos) + len(eos) if eos in answer else len(answer)
+            pieces += [Piece(announced[len(done) :], False), Piece(answer[:cut], True)]
+            done = answered[: len(announced) + cut]
+        if messages[-1].role != "assistant":
+            announced = self._template(messages, announce=True)
+            self._must_continue(done, announced)
+            pieces.append(Piece(announced[len(done) :], False))
+        return pieces
+
+    def _template(self, messages: Sequence[Message], announce: bool) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=announce)
+            ).removeprefix(self.tokenizer.bos_token if self._prefix else "")
+        except Exception as error:
+            roles = ", ".join(message.role for message in messages)
+            raise ValueError(
+                f"the tokenizer's chat template refuses a conversation of {roles}: {error}"
+            ) from error
+
+    def _must_continue(self, start: str, whole: str) -> None:
+        if not whole.startswith(start):
+            raise ValueError(
+                "the tokenizer's chat template rewrites earlier turns when a later one is added, so what the model "
+                "saw and what it is trained on would differ. Use sft.loss_on = \"last\" with single answers, or "
+                "another chat_template"
+            )
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """A conversation in the default form, as text to pretrain on."""
+    return "".join(text for text, _ in _default_pieces(messages))
+
+
+def _default_pieces(messages: Sequence[Message]) -> list[Piece]:
+    pieces = []
+    for message in messages:
+        announce = f"\n\n{ROLE_NAMES[message.role]}:"
+        if message.role == "assistant":
+            pieces += [Piece(announce, False), Piece(f" {message.content}", True)]
+        else:
+            pieces.append(Piece(f"{announce} {message.content}", False))
+    if messages[-1].role != "assistant":
+        pieces.append(Piece(f"\n\n{ROLE_NAMES['assistant']}:", False))
+    return pieces

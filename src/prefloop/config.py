@@ -1,0 +1,409 @@
+"""The recipe: one strict model per stage, read from TOML.
+
+An unknown key, a wrong type or a contradictory pair is refused before anything is loaded, with the key, the
+value, what is allowed and the nearest right name. Every field's docstring is its documentation;
+``docs/config.md`` is made from them and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+StageName = Literal["pretrain", "sft", "sample", "label", "reward", "judge", "ppo", "dpo", "evaluation"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class DataConfig(Section):
+    """Where prompts, demonstrations and judgements come from."""
+
+    files: tuple[str, ...] = ()
+    """Files imported into ``feedback.db`` before the run; a relative path starts at the recipe's folder."""
+    world: Literal["", "rewriter"] = ""
+    """An embedded world that writes prompts and demonstrations itself; empty for none."""
+    world_prompts: Positive = 3000
+    """Training prompts that the world writes."""
+    world_heldout: Positive = 500
+    """Held-out prompts that the world writes."""
+    heldout_fraction: Fraction = 0.1
+    """Share of prompts kept for evaluation where the data does not say; decided by a hash of the prompt."""
+    criterion: str = "overall"
+    """Which judgements are training data."""
+    max_prompt_tokens: Positive = 256
+    """Longer prompts are cut from the left at a message or line boundary; how many were cut is reported."""
+    max_response_tokens: Positive = 128
+    """Longer demonstrations and judged answers are left out of training; how many is reported."""
+
+
+class ModelConfig(Section):
+    """The starting point: a checkpoint, or the shape of a small model to pretrain."""
+
+    path: str = ""
+    """Folder or hub name of a causal language model; empty means: pretrain a model of the shape below."""
+    vocabulary: Annotated[int, Field(ge=300)] = 1024
+    """Size of the byte-level BPE vocabulary (256 bytes, special tokens and merges)."""
+    width: Positive = 128
+    """Hidden size."""
+    layers: Positive = 4
+    heads: Positive = 4
+    """Attention heads; divides the width."""
+    context: Positive = 512
+    """Longest sequence in tokens."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} must be a multiple of twice heads ({self.heads}): rotary positions turn "
+                "pairs of numbers in each head"
+            )
+        return self
+
+
+class Optimisation(Section):
+    """What every training stage shares."""
+
+    learning_rate: PositiveFloat = 1e-3
+    warmup_fraction: Fraction = 0.05
+    """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this global norm."""
+    micro_batch_tokens: Positive = 8192
+    """Tokens, padding included, in one forward pass. Fits memory; never changes the result."""
+
+
+class PretrainConfig(Optimisation):
+    """A small model and its tokenizer from plain text, for worlds without a checkpoint."""
+
+    files: tuple[str, ...] = ()
+    """Text files. When empty: the world's text, or every dialogue in the store's training split."""
+    tokens: Positive = 1_000_000
+    """Training tokens in all; the text is repeated when it is shorter."""
+    batch_tokens: Positive = 8192
+    """Tokens of one optimiser step."""
+    block: Positive = 128
+    """Tokens of one training sequence, cut out of the text."""
+
+
+class SFTConfig(Optimisation):
+    """Supervised fine-tuning on demonstrations; the loss is on the responses only."""
+
+    epochs: PositiveFloat = 1.0
+    batch_size: Positive = 32
+    """Demonstrations of one optimiser step."""
+    loss_on: Literal["all", "last"] = "last"
+    """In a conversation: train on every assistant turn, or only on the last."""
+    demonstrations: Literal["written", "preferred"] = "written"
+    """Learn from demonstrations in the store, or from the preferred side of each judged pair."""
+
+
+class SampleConfig(Section):
+    """K answers to each prompt, to be judged."""
+
+    prompts: Positive = 1000
+    """How many training prompts are answered (all, when there are fewer)."""
+    heldout: Positive = 300
+    """How many held-out prompts are answered and judged too: the reward model is measured on them."""
+    answers: Annotated[int, Field(ge=2)] = 2
+    """K: answers sampled for each prompt."""
+    temperature: PositiveFloat = 1.0
+    batch_size: Positive = 128
+    """Sequences decoded together."""
+
+
+class LabelConfig(Section):
+    """Who judges the sampled answers."""
+
+    by: Literal["simulated", "human", "none"] = "none"
+    """``simulated``: annotators with known faults (needs a world with a true preference); ``human``: the run
+    stops and says how to give judgements; ``none``: the store holds judgements already."""
+    overlap: Positive = 1
+    """Annotators asked about each pair."""
+    minimum: Positive = 50
+    """With ``human``: judgements needed before the run goes on."""
+
+
+class RewardConfig(Optimisation):
+    """A reward model from comparisons (Bradley–Terry)."""
+
+    epochs: PositiveFloat = 1.0
+    batch_size: Positive = 32
+    """Prompts of one optimiser step; all comparisons of a prompt stay together."""
+    centre_coef: NonNegative = 0.001
+    """Weight of the penalty on (r_i + r_j)² that keeps scores near zero."""
+    learning_rate: PositiveFloat = 5e-4
+
+
+class JudgeConfig(RewardConfig):
+    """A second reward model from comparisons that nothing else sees; it judges the evaluation of a run
+    whose true preference is not known."""
+
+    fraction: Fraction = 0.0
+    """Share of the training prompts set aside for it; 0 means no such judge."""
+
+
+class PPOConfig(Optimisation):
+    """Proximal policy optimisation against a reward."""
+
+    iterations: Positive = 50
+    """Rounds of sampling and updating."""
+    episodes: Positive = 128
+    """Responses sampled in one iteration."""
+    minibatch_episodes: Positive = 32
+    """Responses of one optimiser step; ``epochs × episodes / minibatch_episodes`` steps an iteration."""
+    epochs: Positive = 2
+    """Passes over the sampled responses."""
+    learning_rate: PositiveFloat = 3e-4
+    warmup_fraction: Fraction = 0.0
+    kl_coef: NonNegative = 0.05
+    """β: weight of the per-token KL penalty in the reward."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """Per-token estimate of KL(π‖π_ref) in the reward."""
+    kl_target: NonNegative = 0.0
+    """Adapt β towards this KL (nats, summed over the response); 0 keeps β fixed."""
+    kl_horizon: Positive = 10_000
+    """Episodes over which the adaptive controller acts."""
+    gamma: Probability = 1.0
+    """Discount."""
+    lam: Probability = 0.95
+    """λ of generalised advantage estimation."""
+    clip_range: PositiveFloat = 0.2
+    """ε of the policy's probability ratio."""
+    value_clip_range: PositiveFloat = 0.2
+    """ε of the value function's change."""
+    value_coef: NonNegative = 0.1
+    """Weight of the value loss."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    temperature: PositiveFloat = 1.0
+    """Logits are divided by it everywhere: sampling, old, new and reference log-probabilities."""
+    max_response_tokens: Positive = 64
+    """Longest response; what has no eos by then is cut off."""
+    missing_eos_penalty: NonNegative = 1.0
+    """Taken from the score of a response that was cut off."""
+
+    @model_validator(mode="after")
+    def _minibatches_fill_the_episodes(self) -> Self:
+        if self.episodes % self.minibatch_episodes:
+            raise ValueError(
+                f"episodes ({self.episodes}) must be a multiple of "
+                f"minibatch_episodes ({self.minibatch_episodes})"
+            )
+        return self
+
+
+class DPOConfig(Optimisation):
+    """Direct preference optimisation."""
+
+    epochs: PositiveFloat = 1.0
+    batch_size: Positive = 32
+    """Prompts of one optimiser step; all comparisons of a prompt stay together."""
+    learning_rate: PositiveFloat = 1e-4
+    beta: PositiveFloat = 0.1
+    """Strength of the tie to the reference."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of judgements assumed to be flipped (conservative DPO)."""
+
+
+class EvaluateConfig(Section):
+    """Trained policies against the supervised one, on held-out prompts."""
+
+    prompts: Positive = 500
+    """Held-out prompts used (all, when there are fewer)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature of both sides."""
+    max_response_tokens: Positive = 64
+    batch_size: Positive = 128
+    """Sequences decoded together."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = "run"
+    """The run's folder below ``runs/``."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 leaves the choice to torch."""
+    algorithms: tuple[Literal["ppo", "dpo"], ...] = ("ppo", "dpo")
+    """Which policies are trained from the preferences."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig()
+    sample: SampleConfig = SampleConfig()
+    label: LabelConfig = LabelConfig()
+    reward: RewardConfig = RewardConfig()
+    judge: JudgeConfig = JudgeConfig()
+    ppo: PPOConfig = PPOConfig()
+    dpo: DPOConfig = DPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
+            raise ValueError(f"name {self.name!r} must be a plain folder name")
+        if not self.algorithms:
+            raise ValueError('algorithms is empty; allowed: ["ppo"], ["dpo"] or both')
+        if len(set(self.algorithms)) != len(self.algorithms):
+            raise ValueError(f"algorithms names one twice: {list(self.algorithms)}")
+        if self.label.by == "simulated" and not self.data.world:
+            raise ValueError(
+                'label.by = "simulated" needs data.world: simulated annotators answer by a true preference, '
+                'which only an embedded world knows. Use label.by = "human" or "none"'
+            )
+        if self.data.world and self.judge.fraction:
+            raise ValueError(
+                "judge.fraction is for data without a true preference; data.world has one, so set it to 0"
+            )
+        longest = self.data.max_prompt_tokens + max(
+            self.data.max_response_tokens, self.ppo.max_response_tokens, self.evaluate.max_response_tokens
+        )
+        if not self.model.path and longest > self.model.context:
+            raise ValueError(
+                f"model.context ({self.model.context}) is shorter than data.max_prompt_tokens plus the "
+                f"longest response ({longest}); raise the one or lower the others"
+            )
+        if not self.model.path and self.pretrain.block > self.model.context:
+            raise ValueError(
+                f"pretrain.block ({self.pretrain.block}) does not fit model.context ({self.model.context})"
+            )
+        return self
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that this recipe runs, in the papers' order."""
+        wanted: dict[StageName, bool] = {
+            "pretrain": not self.model.path,
+            "sft": True,
+            "sample": self.label.by != "none",
+            "label": True,
+            "reward": True,
+            "judge": self.judge.fraction > 0,
+            "ppo": "ppo" in self.algorithms,
+            "dpo": "dpo" in self.algorithms,
+            "evaluation": True,
+        }
+        return tuple(stage for stage, runs in wanted.items() if runs)
+
+
+def load_recipe(path: Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply ``section.key=value`` settings on top.
+
+    Raises:
+        ValueError: the file is missing or not TOML, or a key or value is not allowed; the message names it.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe. `prefloop init` writes one to start from.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from None
+    return make_recipe(table, settings, where=str(path))
+
+
+def make_recipe(table: Mapping[str, Any], settings: Iterable[str] = (), where: str = "recipe") -> Recipe:
+    """A checked recipe from a nested table and ``section.key=value`` settings.
+
+    A value is read as TOML; what is not TOML is taken as a string, so ``--set model.path=/data/gpt2`` works.
+    """
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    for setting in settings:
+        key, value = _parse_setting(setting)
+        *sections, last = key.split(".")
+        target = merged
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"--set {setting}: {section} is a value, not a section")
+        target[last] = value
+    return check(Recipe, merged, where)
+
+
+def check(section: type[S], table: Mapping[str, Any], where: str) -> S:
+    """Validate ``table`` as ``section``; raise one ValueError that lists every fault and its remedy."""
+    try:
+        return section.model_validate(_tuples(table))
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(section, dict(fault))}" for fault in error.errors())
+        raise ValueError(f"{where}:\n{faults}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML, every field, defaults included."""
+    return tomli_w.dumps(recipe.model_dump(mode="json"))
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set {setting}: expected SECTION.KEY=VALUE, for example --set ppo.kl_coef=0.1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    return key.strip(), value
+
+
+def _tuples(value: Any) -> Any:
+    """TOML has arrays; the frozen sections hold tuples."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _explain(root: type[Section], fault: dict[str, Any]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        allowed = list(_fields(root, path[:-1]))
+        nearest = _nearest(root, path, allowed)
+        return f"{key}: there is no such key{nearest}. Allowed here: {', '.join(allowed)}."
+    if fault["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{fault['ctx']['error']}."
+    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+def _fields(root: type[Section], path: list[str]) -> Iterable[str]:
+    for part in path:
+        annotation = root.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, Section)
+        root = annotation
+    return root.model_fields
+
+
+def _nearest(root: type[Section], path: list[str], allowed: list[str]) -> str:
+    """Look for the misspelt key here first, then in every section."""
+    here = difflib.get_close_matches(path[-1], allowed, n=1)
+    if here:
+        return f"; did you mean {'.'.join([*path[:-1], here[0]])}?"
+    elsewhere = {
+        field: f"{section}.{field}"
+        for section, info in root.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+        for field in info.annotation.model_fields
+    }
+    close = difflib.get_close_matches(path[-1], elsewhere, n=1, cutoff=0.75)
+    return f"; did you mean {elsewhere[close[0]]}?" if close else ""

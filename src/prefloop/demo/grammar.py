@@ -1,0 +1,435 @@
+"""The embedded world: curt, rude and rambling messages at work, and the many ways to rewrite them.
+
+A message is a *request* (one of 14 intents, with its facts) in one of three *registers*. A good rewrite keeps
+the request and every fact, is polite, and is brief. Everything here is made from the tables below, so that
+the demo needs no download, the number of messages is known, and the true preference (``preference.py``) can
+be computed instead of asked for.
+
+Three properties the tests hold this file to:
+
+* Texts can be read back: :func:`read` recovers intent and facts from any message, so nothing needs to be
+  carried along in a prompt's metadata.
+* The held-out messages pair intents with names *and* items with which they never occur in training, while
+  each single word and each sentence form does occur there (:func:`heldout_values`). Whoever does well on
+  them has learnt to rewrite, not remembered.
+* The demonstrations are of mixed quality on purpose (:data:`HABITS`): a model that imitates them shows each
+  virtue often and all of them together seldom, which leaves the room that learning from preferences fills.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from prefloop.feedback.records import Prompt, Split, content_id
+
+# --- The facts -------------------------------------------------------------------------------------
+
+NAMES: tuple[str, ...] = (
+    "Anna", "Ben", "Carla", "Dana", "Emil", "Fiona", "Greg", "Hanna", "Ivan", "Julia", "Kofi", "Lena",
+    "Marco", "Nadia", "Omar", "Paula", "Quinn", "Rosa", "Sam", "Tara", "Umar", "Vera", "Walter", "Yuki",
+)  # fmt: skip
+TIMES: tuple[str, ...] = (
+    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday",
+    "noon", "nine", "five", "today", "tonight", "tomorrow",
+)  # fmt: skip
+AMOUNTS: tuple[str, ...] = ("3", "4", "6", "7", "8", "9", "10", "12", "15", "20", "25", "30", "40", "60")
+ITEMS: dict[str, tuple[str, ...]] = {
+    "papers": ("report", "budget", "contract", "proposal", "manual", "agenda", "forecast"),
+    "devices": ("printer", "projector", "laptop", "scanner", "heater", "router"),
+    "supplies": ("chairs", "pens", "folders", "lamps", "cables", "badges"),
+    "events": ("meeting", "workshop", "interview", "training", "party"),
+}
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One thing that people ask of each other."""
+
+    name: str
+    items: str
+    """Which row of :data:`ITEMS` it is about."""
+    amount: bool
+    forms: tuple[str, ...]
+    """How a message may put it. Slots: {item}, {n}, and the time as {by} Friday, {at} (on Friday) or {to}."""
+    cues: tuple[str, ...]
+    """One word for each form, which no other intent's form and no register contains."""
+    requests: tuple[str, ...]
+    """How a rewrite asks for it."""
+    verbs: frozenset[str]
+    """A rewrite that has none of these does not make the request."""
+
+
+def _intent(name: str, items: str, forms: dict[str, str], *requests: str) -> Intent:
+    """An intent whose verbs are the first words of its requests; ``forms`` maps cue to form."""
+    return Intent(
+        name=name,
+        items=items,
+        amount=all("{n}" in form for form in forms.values()),
+        forms=tuple(forms.values()),
+        cues=tuple(forms),
+        requests=requests,
+        verbs=frozenset(request.split()[0] for request in requests),
+    )
+
+
+INTENTS: tuple[Intent, ...] = (
+    _intent("send", "papers",
+        {"send": "send me the {item} {by}",
+         "where": "where is the {item}? I need it {by}",
+         "waiting": "I am waiting for the {item}, I want it {by}"},
+        "send me the {item} {by}", "share the {item} with me {by}"),
+    _intent("check", "papers",
+        {"check": "check the {item} {by}",
+         "read": "nobody has read the {item}, do it {by}",
+         "errors": "the {item} is full of errors, look at it {by}"},
+        "check the {item} {by}", "review the {item} {by}"),
+    _intent("print", "papers",
+        {"print": "print the {item} {n} times {by}",
+         "copies": "I want {n} copies of the {item} {by}",
+         "paper": "we need the {item} on paper, {n} times, {by}"},
+        "print {n} copies of the {item} {by}"),
+    _intent("sign", "papers",
+        {"sign": "sign the {item} {by}",
+         "signature": "the {item} has no signature, do it {by}",
+         "missing": "your name is missing on the {item}, I need it {by}"},
+        "sign the {item} {by}"),
+    _intent("call", "papers",
+        {"call": "call me about the {item} {by}",
+         "phone": "pick up the phone, it is about the {item}, {by}",
+         "talk": "we have to talk about the {item} {by}"},
+        "call me about the {item} {by}", "ring me about the {item} {by}"),
+    _intent("fix", "devices",
+        {"fix": "fix the {item} {by}",
+         "broken": "the {item} is broken, do it {by}",
+         "work": "the {item} has to work {by}"},
+        "fix the {item} {by}", "repair the {item} {by}"),
+    _intent("return", "devices",
+        {"return": "return the {item} {by}",
+         "give": "give me the {item} back {by}",
+         "kept": "you kept the {item}, I need it back {by}"},
+        "return the {item} {by}"),
+    _intent("pay", "devices",
+        {"pay": "pay {n} euros for the {item} {by}",
+         "bill": "the bill for the {item} is late, {n} euros {by}",
+         "owe": "you owe us {n} euros for the {item}, {by}"},
+        "pay {n} euros for the {item} {by}"),
+    _intent("order", "supplies",
+        {"order": "order {n} {item} {by}",
+         "buy": "buy {n} {item} {by}",
+         "out": "we are out of {item}, get {n} {by}"},
+        "order {n} {item} {by}", "buy {n} {item} {by}"),
+    _intent("bring", "supplies",
+        {"bring": "bring {n} {item} {by}",
+         "carry": "carry {n} {item} to us {by}",
+         "hall": "we need {n} {item} in the hall {by}"},
+        "bring us {n} {item} {by}"),
+    _intent("move", "events",
+        {"move": "move the {item} to {to}",
+         "change": "change the {item} to {to}",
+         "suit": "the {item} does not suit me, make it {to}"},
+        "move the {item} to {to}", "shift the {item} to {to}"),
+    _intent("cancel", "events",
+        {"cancel": "cancel the {item} {at}",
+         "drop": "drop the {item} {at}",
+         "wants": "nobody wants the {item} {at}, no more of it"},
+        "cancel the {item} {at}"),
+    _intent("book", "events",
+        {"book": "book space for {n} people, {item} {at}",
+         "room": "find a room for {n} people for the {item} {at}",
+         "sit": "{n} people at the {item} {at} and no place to sit"},
+        "book the {item} room for {n} people {at}", "reserve the {item} room for {n} people {at}"),
+    _intent("join", "events",
+        {"join": "join the {item} {at}",
+         "come": "come to the {item} {at}",
+         "show": "show up at the {item} {at}"},
+        "join the {item} {at}", "attend the {item} {at}"),
+)  # fmt: skip
+
+# --- The registers ---------------------------------------------------------------------------------
+# A message is a beginning, the form and an end; {Core} is the form with a capital.
+
+RUDE_WORDS: frozenset[str] = frozenset(
+    {"lazy", "idiot", "useless", "fool", "stupid", "pathetic", "clown", "whining", "moron", "hurry"}
+)
+REGISTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "curt": (
+        ("{name}, {core}", "{name}! {Core}", "{name}, again: {core}", "Quick, {name}, {core}"),
+        (".", ", now.", "!", ". Be quick."),
+    ),
+    "rude": (
+        (
+            "{name}, you lazy idiot, {core}",
+            "For the last time, {name}, {core}",
+            "Wake up, {name}, you fool, {core}",
+            "{name}, are you stupid? {Core}",
+            "How useless can you be, {name}? {Core}",
+            "Hurry, {name}, you moron, {core}",
+        ),
+        (".", ", you clown.", " and stop whining.", ". This is pathetic.", ", idiot!", ". You are so lazy."),
+    ),
+    "rambling": (
+        (
+            "{name}, so I was thinking on the train and well, {core}",
+            "Oh {name}, it is one of those days again, anyway, {core}",
+            "{name}, as my sister always says, or maybe it was my aunt, {core}",
+            "So {name}, first there was the rain and then lunch, and {core}",
+            "Well {name}, my cat slept on my keys, what can I say, {core}",
+            "{name}, how do I put this, I mean, you know, {core}",
+        ),
+        (
+            ".",
+            ", if you see what I mean.",
+            ", but then who knows.",
+            ", or something like that, I guess.",
+            ", and that is life, right.",
+            ", not that it matters to my cat.",
+        ),
+    ),
+}
+
+# --- The rewrites ----------------------------------------------------------------------------------
+# A rewrite is [greeting] [padding] [asking around the request] [padding] [closing].
+
+GREETINGS: tuple[str, ...] = ("Hi {name},", "Hello {name},", "Dear {name},")
+ASKS: tuple[str, ...] = ("could you please {request}?", "can you please {request}?", "please {request}.")
+CLOSINGS: tuple[str, ...] = ("Thanks!", "Thank you!", "Many thanks!")
+PADDING_BEFORE: tuple[str, ...] = (
+    "I hope you are doing well and had a lovely weekend.",
+    "I know how busy you are with everything these days.",
+    "I hope this note finds you and your family well.",
+)
+PADDING_AFTER: tuple[str, ...] = (
+    "It would really help me and the whole team a lot.",
+    "I would be very happy about that, as you know.",
+    "Sorry for all the trouble and have a lovely day.",
+)
+INSULTS: tuple[str, ...] = ("you lazy idiot,", "you fool,", "you clown,")
+
+HABITS: dict[str, float] = {
+    "good": 0.19,  # polite, brief, faithful
+    "padded": 0.30,  # polite and faithful, in far too many words
+    "curt": 0.26,  # brief and faithful, with half a courtesy at best
+    "rude": 0.08,  # brief and faithful, an insult kept
+    "dropped": 0.10,  # a fact forgotten
+    "changed": 0.07,  # a fact mistaken
+}
+"""How often a demonstration is written in which habit."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a message says: the intent and the value of each slot."""
+
+    intent: Intent
+    name: str
+    item: str
+    time: str
+    amount: str | None = None
+
+
+# --- Train and held out ----------------------------------------------------------------------------
+
+
+@cache
+def heldout_values(intent: Intent, slot: str) -> frozenset[str]:
+    """The values of ``slot`` ("name" or "item") that go with ``intent`` in held-out messages only.
+
+    A quarter of the names and at least one item. The values stand in a hashed order and each intent takes
+    the next ones around the circle, so that a value held out from one intent is in training with another.
+    """
+    values = NAMES if slot == "name" else ITEMS[intent.items]
+    peers = INTENTS if slot == "name" else tuple(i for i in INTENTS if i.items == intent.items)
+    order = sorted(values, key=lambda value: content_id("heldout", slot, value))
+    size = max(1, len(values) // 4)
+    start = peers.index(intent) * size
+    return frozenset(order[(start + i) % len(order)] for i in range(size))
+
+
+@cache
+def slot_values(intent: Intent, slot: str, split: Split) -> tuple[str, ...]:
+    """The names or items that go with ``intent`` in this split."""
+    held = heldout_values(intent, slot)
+    values = NAMES if slot == "name" else ITEMS[intent.items]
+    return tuple(value for value in values if (value in held) == (split == "heldout"))
+
+
+def count_prompts(split: Split) -> int:
+    """How many distinct messages the split has."""
+    wordings = sum(len(before) * len(after) for before, after in REGISTERS.values())
+    return wordings * sum(
+        len(slot_values(intent, "name", split))
+        * len(slot_values(intent, "item", split))
+        * len(TIMES)
+        * (len(AMOUNTS) if intent.amount else 1)
+        * len(intent.forms)
+        for intent in INTENTS
+    )
+
+
+# --- Writing messages ------------------------------------------------------------------------------
+
+
+def time_phrases(time: str) -> dict[str, str]:
+    """The three ways to say a time: a deadline, a moment, and the bare word after "to"."""
+    if time in ("today", "tonight", "tomorrow"):
+        return {"by": f"by {time}", "at": time, "to": time}
+    at = "on" if time[0].isupper() else "at"
+    return {"by": f"by {time}", "at": f"{at} {time}", "to": time}
+
+
+def fill(template: str, facts: Facts) -> str:
+    return template.format(item=facts.item, n=facts.amount, **time_phrases(facts.time))
+
+
+def message(facts: Facts, form: str, before: str, after: str) -> str:
+    core = fill(form, facts)
+    return before.format(name=facts.name, core=core, Core=capital(core)) + after
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def sample_message(rng: random.Random, split: Split) -> str:
+    """One message: intent, register, wording and facts each drawn evenly."""
+    intent = rng.choice(INTENTS)
+    facts = Facts(
+        intent=intent,
+        name=rng.choice(slot_values(intent, "name", split)),
+        item=rng.choice(slot_values(intent, "item", split)),
+        time=rng.choice(TIMES),
+        amount=rng.choice(AMOUNTS) if intent.amount else None,
+    )
+    before, after = REGISTERS[rng.choice(tuple(REGISTERS))]
+    return message(facts, rng.choice(intent.forms), rng.choice(before), rng.choice(after))
+
+
+def sample_prompts(n: int, split: Split, seed: int) -> list[Prompt]:
+    """``n`` distinct prompts; the same ones for the same arguments, and a larger ``n`` only appends."""
+    most = count_prompts(split) // 2  # beyond that, most draws would be repetitions
+    if not 0 <= n <= most:
+        raise ValueError(f"n = {n}: the {split} split gives 0 to {most} distinct prompts")
+    rng = random.Random(f"prefloop prompts {split} {seed}")
+    texts: dict[str, None] = {}
+    while len(texts) < n:
+        texts[sample_message(rng, split)] = None
+    return [Prompt.of(text, split=split) for text in texts]
+
+
+# --- Reading messages ------------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers, without punctuation."""
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
+
+
+FACT_WORDS: dict[str, dict[str, str]] = {
+    slot: {value.lower(): value for value in values}
+    for slot, values in (
+        ("name", NAMES),
+        ("item", tuple(item for items in ITEMS.values() for item in items)),
+        ("time", TIMES),
+        ("amount", AMOUNTS),
+    )
+}
+"""Slot → lower-case word → value."""
+CUES: dict[str, Intent] = {cue: intent for intent in INTENTS for cue in intent.cues}
+
+
+def read(text: str) -> Facts:
+    """Intent and facts of a message of this world; a ValueError for any other text."""
+    found = words(text)
+    intents = [CUES[word] for word in found if word in CUES]
+    values = {slot: [known[w] for w in found if w in known] for slot, known in FACT_WORDS.items()}
+    if not (intents and values["name"] and values["item"] and values["time"]):
+        raise ValueError(f"not a message of the embedded world (see prefloop.demo.grammar): {text!r}")
+    amount = values["amount"][0] if values["amount"] else None
+    if intents[0].amount != (amount is not None):
+        raise ValueError(f"a message that asks to {intents[0].name} has the wrong facts: {text!r}")
+    return Facts(intents[0], values["name"][0], values["item"][0], values["time"][0], amount)
+
+
+# --- Writing rewrites ------------------------------------------------------------------------------
+
+
+def rewrite(*parts: str) -> str:
+    """The parts that are there, each sentence with its capital."""
+    text = " ".join(part for part in parts if part)
+    return re.sub(r"(^|[.!?] )([a-z])", lambda m: m[1] + m[2].upper(), text)
+
+
+def write_demonstration(prompt: Prompt, rng: random.Random) -> str:
+    """A rewrite of mixed quality, in a habit drawn with the odds of :data:`HABITS`."""
+    habit = rng.choices(tuple(HABITS), weights=tuple(HABITS.values()))[0]
+    return demonstrate(read(prompt.text), habit, rng)
+
+
+def demonstrate(facts: Facts, habit: str, rng: random.Random) -> str:
+    """A rewrite in one habit. Mistakes with facts happen in polite and in curt, brief and padded rewrites."""
+    request = rng.choice(facts.intent.requests)
+    if habit == "changed":
+        facts = _change_a_fact(facts, rng)
+    name, asked = facts.name, fill(request, facts)
+    if habit == "dropped":
+        slot = rng.choice(("name", "item", "time"))
+        name, asked = "" if slot == "name" else name, fill(without(request, slot), facts)
+    style = rng.choice(("good", "padded", "curt")) if habit in ("dropped", "changed") else habit
+    if style == "rude":
+        return rewrite(f"{name},", rng.choice(INSULTS), f"{asked}.")
+    if style == "curt":
+        return _curt(name, asked, rng)
+    greeting = rng.choice(GREETINGS).format(name=name) if name else "Hello,"
+    ask = rng.choice(ASKS).format(request=asked)
+    before, after = "", ""
+    if style == "padded":
+        where = rng.choices(("before", "after", "both"), weights=(2, 2, 1))[0]
+        before = rng.choice(PADDING_BEFORE) if where != "after" else ""
+        after = rng.choice(PADDING_AFTER) if where != "before" else ""
+    return rewrite(greeting, before, ask, after, rng.choice(CLOSINGS))
+
+
+def _curt(name: str, asked: str, rng: random.Random) -> str:
+    """At most one of greeting, please and thanks."""
+    courtesy = rng.choice(("none", "greeting", "please", "thanks"))
+    start = f"{name}," if name else ""
+    if courtesy == "greeting" and name:
+        start = rng.choice(GREETINGS).format(name=name)
+    ask = f"please {asked}." if courtesy == "please" else f"{asked}."
+    return rewrite(start, ask, rng.choice(CLOSINGS) if courtesy == "thanks" else "")
+
+
+def _change_a_fact(facts: Facts, rng: random.Random) -> Facts:
+    values = {"name": NAMES, "item": ITEMS[facts.intent.items], "time": TIMES}
+    if facts.amount:
+        values["amount"] = AMOUNTS
+    slot = rng.choice(tuple(values))
+    old = getattr(facts, slot)
+    new = rng.choice([value for value in values[slot] if value != old])
+    return Facts(**{**vars(facts), slot: new})
+
+
+def without(request: str, slot: str) -> str:
+    """The request's template with the time or the item left out."""
+    if slot == "time":
+        return re.sub(r"( to)? \{(by|at|to)\}", "", request)
+    if slot == "item" and "{n} {item}" in request:
+        return request.replace(" {item}", "")
+    return re.sub(r"the \{item\}( room)?", "it", request) if slot == "item" else request
+
+
+def pretraining_text(n: int, seed: int) -> list[str]:
+    """``n`` plain documents from the training messages: words and copying, before any conversation.
+
+    A third are messages alone, a third a message and its rewrite, a third the other way round.
+    """
+    rng = random.Random(f"prefloop text {seed}")
+    documents = []
+    for _ in range(n):
+        text = sample_message(rng, "train")
+        answer = write_demonstration(Prompt.of(text), rng)
+        documents.append(rng.choice((text, f"{text}\n{answer}", f"{answer}\n{text}")))
+    return documents

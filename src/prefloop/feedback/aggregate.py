@@ -1,0 +1,248 @@
+"""Judgements become what training reads: votes between the answers of a prompt, and frozen snapshots.
+
+All pairs of a prompt stay in one `Comparison`: shuffled among others, the C(K, 2) pairs of a ranking overfit
+in a single pass (Ouyang et al. 2022, section 3.5). A tie counts one half for either side, as in
+Bradley–Terry.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from .records import BEST_ONLY, Completion, Judgement, Prompt, content_id
+from .store import Store
+
+_FORMAT = 1
+"""The number of the snapshot's file format."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was said about the answers of one prompt, as votes."""
+
+    prompt: Prompt
+    texts: tuple[str, ...]
+    """K ≥ 2 different texts, sorted."""
+    completion_ids: tuple[str, ...]
+    """For each text the completion that it came from; of several with the same text, the first by id."""
+    wins: tuple[tuple[int, int, float], ...]
+    """(i, j, votes for texts[i] over texts[j]), sorted, votes > 0. A tie is half a vote each way."""
+
+
+def votes(judgement: Judgement) -> Iterator[tuple[str, str, float]]:
+    """(winner, loser, votes) by completion id for each of the C(K, 2) pairs shown; a tie gives two halves."""
+    best_only = BEST_ONLY in judgement.flags
+    ranked = zip(judgement.shown, judgement.ranks, strict=True)
+    for (one, rank), (other, other_rank) in combinations(ranked, 2):
+        if rank < other_rank:
+            yield one, other, 1.0
+        elif rank > other_rank:
+            yield other, one, 1.0
+        elif not best_only:
+            yield one, other, 0.5
+            yield other, one, 0.5
+
+
+def comparisons(
+    prompts: Iterable[Prompt],
+    completions: Iterable[Completion],
+    judgements: Iterable[Judgement],
+    weights: Mapping[str, float] | None = None,
+) -> list[Comparison]:
+    """One comparison for each prompt with at least one vote, in the order of the prompts' ids.
+
+    ``judgements`` are effective ones (`Store.judgements`) of one criterion. A judgement counts as many votes
+    as its annotator's weight (1 where ``weights`` does not name him). Completions with the same text are one
+    answer, and a pair of them says nothing. The result does not depend on the order of the arguments.
+
+    Raises ValueError for records that do not belong together, mixed criteria, and weights below 0 or not
+    finite.
+    """
+    by_id = {prompt.id: prompt for prompt in prompts}
+    answers = {completion.id: completion for completion in completions}
+    weights = _checked(weights or {})
+    criteria: set[str] = set()
+    # Votes are collected first and added in sorted order: floating-point sums depend on the order otherwise.
+    cast: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    seen: dict[str, dict[str, str]] = defaultdict(dict)
+    for judgement in judgements:
+        criteria.add(judgement.criterion)
+        _check_known(judgement, by_id, answers)
+        weight = weights.get(judgement.annotator, 1.0)
+        for winner, loser, share in votes(judgement):
+            better, worse = answers[winner].text, answers[loser].text
+            if weight > 0 and better != worse:
+                cast[judgement.prompt_id][better, worse].append(share * weight)
+                for key in (winner, loser):
+                    text = answers[key].text
+                    seen[judgement.prompt_id][text] = min(key, seen[judgement.prompt_id].get(text, key))
+    if len(criteria) > 1:
+        raise ValueError(
+            f"judgements of several criteria do not add up: {', '.join(sorted(criteria))}; choose one"
+        )
+    return [_comparison(by_id[key], seen[key], cast[key]) for key in sorted(cast)]
+
+
+def _comparison(
+    prompt: Prompt, seen: Mapping[str, str], cast: Mapping[tuple[str, str], list[float]]
+) -> Comparison:
+    texts = tuple(sorted(seen))
+    place = {text: index for index, text in enumerate(texts)}
+    wins = sorted((place[one], place[other], math.fsum(cast[one, other])) for one, other in cast)
+    return Comparison(prompt, texts, tuple(seen[text] for text in texts), tuple(wins))
+
+
+def _checked(weights: Mapping[str, float]) -> Mapping[str, float]:
+    for annotator, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"the weight of {annotator!r} is {weight}; expected a finite number, 0 or more")
+    return weights
+
+
+def _check_known(
+    judgement: Judgement, prompts: Mapping[str, Prompt], answers: Mapping[str, Completion]
+) -> None:
+    if judgement.prompt_id not in prompts:
+        raise ValueError(
+            f"judgement {judgement.id} is about prompt {judgement.prompt_id}, which was not given"
+        )
+    for key in judgement.shown:
+        if key not in answers:
+            raise ValueError(f"judgement {judgement.id} shows completion {key}, which is missing")
+        if answers[key].prompt_id != judgement.prompt_id:
+            raise ValueError(f"judgement {judgement.id} shows completion {key}, which answers another prompt")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Effective judgements of one criterion with what they are about, frozen: what a model was trained on.
+
+    Each kind is in an order that follows from the content alone.
+    """
+
+    criterion: str
+    prompts: tuple[Prompt, ...]
+    completions: tuple[Completion, ...]
+    judgements: tuple[Judgement, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """128 bits, hexadecimal, of what was said: prompts with their splits, texts in the order shown,
+        ranks, and who judged by which criterion, how strongly, with which flags and reason.
+
+        The same for judgements that were given again: their ids, times, the order of insertion and the
+        origins of the texts do not count.
+        """
+        keys = sorted(self._keys[judgement.id] for judgement in self.judgements)
+        return content_id("snapshot", self.criterion, keys)
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        """Judgement id → hash of what it says."""
+        prompts = {prompt.id: prompt for prompt in self.prompts}
+        texts = {completion.id: completion.text for completion in self.completions}
+        return {
+            judgement.id: content_id(
+                judgement.prompt_id,
+                prompts[judgement.prompt_id].split,
+                [texts[key] for key in judgement.shown],
+                judgement.ranks,
+                judgement.annotator,
+                judgement.source,
+                judgement.strength,
+                judgement.criterion,
+                judgement.flags,
+                judgement.reason,
+            )
+            for judgement in self.judgements
+        }
+
+    def comparisons(self, weights: Mapping[str, float] | None = None) -> list[Comparison]:
+        """As `comparisons`, of this snapshot."""
+        return comparisons(self.prompts, self.completions, self.judgements, weights)
+
+    def write(self, path: str | Path) -> None:
+        """Write JSON lines: a header with the hash, then prompts, completions and judgements."""
+        with Path(path).open("w", encoding="utf-8", newline="\n") as file:
+            header = {"snapshot": _FORMAT, "hash": self.hash, "criterion": self.criterion}
+            file.write(json.dumps(header, ensure_ascii=False) + "\n")
+            for name in _KINDS:
+                for record in getattr(self, f"{name}s"):
+                    file.write(f'{{"{name}":{record.model_dump_json()}}}\n')
+
+
+_KINDS: dict[str, type[Prompt | Completion | Judgement]] = {
+    "prompt": Prompt,
+    "completion": Completion,
+    "judgement": Judgement,
+}
+
+
+def snapshot(store: Store, criterion: str, completion_ids: Collection[str] | None = None) -> Snapshot:
+    """Freeze the effective judgements of a criterion, or only those that compare ``completion_ids``.
+
+    A judgement that also shows a completion outside ``completion_ids`` is left out as a whole.
+    """
+    allowed = None if completion_ids is None else frozenset(completion_ids)
+    judgements = [
+        judgement
+        for judgement in store.judgements(criterion)
+        if allowed is None or allowed.issuperset(judgement.shown)
+    ]
+    asked = {judgement.prompt_id for judgement in judgements}
+    shown = {key for judgement in judgements for key in judgement.shown}
+    prompts = [prompt for prompt in store.prompts() if prompt.id in asked]
+    completions = [completion for completion in store.completions(sorted(asked)) if completion.id in shown]
+    return _ordered(criterion, prompts, completions, judgements)
+
+
+def read_snapshot(path: str | Path) -> Snapshot:
+    """Read what `Snapshot.write` wrote; ValueError when it is something else or its hash does not fit."""
+    path = Path(path)
+    found: dict[str, list[Any]] = {name: [] for name in _KINDS}
+    with path.open(encoding="utf-8", newline="\n") as file:
+        try:
+            header = json.loads(file.readline())
+            version, wanted, criterion = header["snapshot"], header["hash"], header["criterion"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a snapshot: its first line is not a header") from error
+        if version != _FORMAT:
+            raise ValueError(f"{path} is a snapshot of format {version}; this prefloop reads {_FORMAT}")
+        for number, line in enumerate(file, start=2):
+            try:
+                ((name, fields),) = json.loads(line).items()
+                found[name].append(_KINDS[name].model_validate(fields, strict=False))
+            except (ValueError, KeyError, AttributeError) as error:
+                raise ValueError(f"{path}, line {number} is not a record of a snapshot: {error}") from error
+    try:
+        made = _ordered(criterion, *found.values())
+    except KeyError as error:
+        raise ValueError(f"{path} was changed: the prompt or completion {error} is missing") from error
+    if made.hash != wanted:
+        raise ValueError(
+            f"{path} was changed: its content has the hash {made.hash}, its header says {wanted}"
+        )
+    return made
+
+
+def _ordered(
+    criterion: str, prompts: list[Prompt], completions: list[Completion], judgements: list[Judgement]
+) -> Snapshot:
+    def by_id(record: Prompt | Completion) -> str:
+        return record.id
+
+    loose = Snapshot(criterion, tuple(prompts), tuple(completions), tuple(judgements))
+    return Snapshot(
+        criterion,
+        tuple(sorted(prompts, key=by_id)),
+        tuple(sorted(completions, key=by_id)),
+        tuple(sorted(judgements, key=lambda judgement: (loose._keys[judgement.id], judgement.id))),
+    )

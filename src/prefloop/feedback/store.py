@@ -1,0 +1,388 @@
+"""What people said about what models wrote: one SQLite file, ``feedback.db``.
+
+Everything is only ever added. Prompts, completions and demonstrations are named by their content, so adding
+one again changes nothing; a judgement is an event, and a correction or an undo is a later event that
+supersedes it. What was said stays readable for good, and every reader sees the store as it was at one moment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import sqlalchemy as sa
+
+from .database import COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS, PROMPTS, open_database, writing
+from .records import Completion, Demonstration, Judgement, Message, Prompt, Split
+
+_BATCH = 1000
+"""Records per INSERT and rows per page: large enough that a statement's cost vanishes, small in memory."""
+
+AnyRecord = Prompt | Completion | Demonstration | Judgement
+_Row = dict[str, Any]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of records, of each kind."""
+
+    prompts: int = 0
+    completions: int = 0
+    demonstrations: int = 0
+    judgements: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.prompts + other.prompts,
+            self.completions + other.completions,
+            self.demonstrations + other.demonstrations,
+            self.judgements + other.judgements,
+        )
+
+
+class Store:
+    """The feedback of one project. Safe to use from several threads and several processes at once.
+
+    Readers return records in the order in which they were added, as the store was when the method was called;
+    they hold no lock while the caller works, so an iteration may be left half way.
+    """
+
+    def __init__(self, engine: sa.Engine, name: str) -> None:
+        self._engine = engine
+        self._name = name
+
+    @classmethod
+    def open(cls, path_or_url: str | Path, create: bool = True) -> Self:
+        """Open a file (or a ``sqlite:///`` URL), bring its schema up to date, and make it if it is not there.
+
+        Raises FileNotFoundError when there is nothing to open, and ValueError when the file is not a prefloop
+        database or was written by a newer prefloop.
+        """
+        return cls(*open_database(path_or_url, create))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Writing
+
+    def add(self, records: Iterable[AnyRecord]) -> Counts:
+        """Add records of any kinds in one transaction, all or nothing, and return how many of them were new.
+
+        ``records`` may be a generator of any length; it is consumed in batches while other writers wait. A
+        record follows those that it refers to, or they are in the store already.
+
+        A record whose id is there already is left as it is. ValueError, with nothing written, for: a
+        judgement whose id is there with other content (its time of creation aside: a repeated send has its
+        own clock); a reference to a record that is not there or belongs to another prompt; a second
+        correction of the same judgement; a prompt that changes its split; text that is not valid Unicode.
+        TimeoutError when another writer does not let go.
+        """
+        stream = iter(records)
+        added = Counts()
+        with writing(self._engine, self._name) as db:
+            while batch := list(islice(stream, _BATCH)):
+                added += _add_batch(db, batch)
+        return added
+
+    # Reading
+
+    def prompts(self, split: Split | None = None) -> Iterator[Prompt]:
+        """All prompts, or those that their owner put in ``split``."""
+        where = [] if split is None else [PROMPTS.c.split == split]
+        return map(_to_prompt, self._scan(PROMPTS, self._end(PROMPTS), *where))
+
+    def completions(self, prompt_ids: Iterable[str] | None = None) -> Iterator[Completion]:
+        """All completions in order of insertion, or those of some prompts, prompt by prompt as given."""
+        end = self._end(COMPLETIONS)
+        if prompt_ids is None:
+            return map(_to_completion, self._scan(COMPLETIONS, end))
+        return self._completions_of(list(dict.fromkeys(prompt_ids)), end)
+
+    def demonstrations(self) -> Iterator[Demonstration]:
+        """All demonstrations."""
+        return map(_to_demonstration, self._scan(DEMONSTRATIONS, self._end(DEMONSTRATIONS)))
+
+    def judgements(self, criterion: str | None = None, effective: bool = True) -> Iterator[Judgement]:
+        """What counts today: neither superseded nor retracted; with ``effective=False``, every event ever."""
+        end = self._end(JUDGEMENTS)
+        where = [] if criterion is None else [JUDGEMENTS.c.criterion == criterion]
+        if effective:
+            later = JUDGEMENTS.alias("later")
+            superseded = sa.exists().where(later.c.supersedes == JUDGEMENTS.c.id, later.c.seq <= end)
+            where += [~superseded, ~JUDGEMENTS.c.retracted]
+        return map(_to_judgement, self._scan(JUDGEMENTS, end, *where))
+
+    def counts(self) -> Counts:
+        """How many records there are; judgements include those that were superseded or retracted."""
+        tables = (PROMPTS, COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS)
+        each = [sa.select(sa.func.count()).select_from(table).scalar_subquery() for table in tables]
+        with self._engine.connect() as db:
+            return Counts(*db.execute(sa.select(*each)).one())
+
+    def _end(self, table: sa.Table) -> int:
+        with self._engine.connect() as db:
+            return db.scalar(sa.select(sa.func.max(table.c.seq))) or 0
+
+    def _scan(self, table: sa.Table, end: int, *where: sa.ColumnElement[bool]) -> Iterator[sa.RowMapping]:
+        """Rows up to ``end``, page by page. Rows never change, so the pages make one consistent view."""
+        after = 0
+        while True:
+            query = sa.select(table).where(table.c.seq > after, table.c.seq <= end, *where)
+            with self._engine.connect() as db:
+                page = db.execute(query.order_by(table.c.seq).limit(_BATCH)).mappings().all()
+            yield from page
+            if len(page) < _BATCH:
+                return
+            after = page[-1]["seq"]
+
+    def _completions_of(self, prompt_ids: list[str], end: int) -> Iterator[Completion]:
+        for start in range(0, len(prompt_ids), _BATCH):
+            found: dict[str, list[Completion]] = {key: [] for key in prompt_ids[start : start + _BATCH]}
+            with self._engine.connect() as db:
+                query = sa.select(COMPLETIONS).where(COMPLETIONS.c.prompt_id.in_(found))
+                query = query.where(COMPLETIONS.c.seq <= end).order_by(COMPLETIONS.c.seq)
+                for row in db.execute(query).mappings():
+                    found[row["prompt_id"]].append(_to_completion(row))
+            for completions in found.values():
+                yield from completions
+
+
+# Adding one batch
+
+
+def _add_batch(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
+    try:
+        prompts = _of_kind(Prompt, batch)
+        completions = _of_kind(Completion, batch)
+        demonstrations = _of_kind(Demonstration, batch)
+        judgements = _of_kind(Judgement, batch)
+        if len(prompts) + len(completions) + len(demonstrations) + len(judgements) < len(batch):
+            strange = next(record for record in batch if not isinstance(record, AnyRecord))
+            raise TypeError(
+                f"a store holds prompts, completions, demonstrations and judgements, not {strange!r}"
+            )
+        return Counts(
+            prompts=_add_prompts(db, prompts),
+            completions=_add_answers(db, COMPLETIONS, completions, prompts),
+            demonstrations=_add_answers(db, DEMONSTRATIONS, demonstrations, prompts),
+            judgements=_add_judgements(db, judgements, prompts, completions),
+        )
+    except UnicodeEncodeError as error:
+        # The driver meets the text first; looking for its owner only now costs nothing where all is well.
+        owner = next((record for record in batch if not _is_unicode(record)), None)
+        raise ValueError(
+            f"text with a lone surrogate is not Unicode and cannot be stored: {owner!r:.200}"
+        ) from error
+
+
+def _of_kind(kind: type[_T], batch: list[Any]) -> list[_T]:
+    return [record for record in batch if isinstance(record, kind)]
+
+
+def _add_prompts(db: sa.Connection, given: list[Prompt]) -> int:
+    known = _pairs(db, PROMPTS.c.id, {prompt.id for prompt in given}, PROMPTS.c.split)
+    fresh: list[_Row] = []
+    for prompt in given:
+        if prompt.id not in known:
+            known[prompt.id] = prompt.split
+            fresh.append(_from_prompt(prompt))
+        elif prompt.split is not None and prompt.split != known[prompt.id]:
+            raise ValueError(
+                f"prompt {prompt.id} ({prompt.text!r:.60}) is here already with the split "
+                f"{known[prompt.id]!r} and cannot be put in the split {prompt.split!r} too"
+            )
+    return _insert(db, PROMPTS, fresh)
+
+
+def _add_answers(
+    db: sa.Connection,
+    table: sa.Table,
+    given: list[Completion] | list[Demonstration],
+    prompts: list[Prompt],
+) -> int:
+    _check_prompts(db, given, prompts)
+    known = _present(db, table, {record.id for record in given})
+    fresh = {record.id: _from_answer(record) for record in given if record.id not in known}
+    return _insert(db, table, list(fresh.values()))
+
+
+def _add_judgements(
+    db: sa.Connection, given: list[Judgement], prompts: list[Prompt], completions: list[Completion]
+) -> int:
+    named = {record.id for record in given} | {record.supersedes for record in given if record.supersedes}
+    known = {
+        row.id: _to_judgement(row._mapping)
+        for row in _lookup(db, sa.select(JUDGEMENTS), JUDGEMENTS.c.id, named)
+    }
+    fresh: dict[str, Judgement] = {}
+    for judgement in given:
+        before = known.get(judgement.id) or fresh.get(judgement.id)
+        if before is None:
+            fresh[judgement.id] = judgement
+        elif before != judgement.model_copy(update={"created": before.created}):
+            raise ValueError(
+                f"judgement {_named(judgement.id)} is here already with other content; a judgement is never "
+                "changed: send a correction under a new id that supersedes it"
+            )
+    new = list(fresh.values())
+    _check_prompts(db, new, prompts)
+    _check_references(db, new, completions)
+    _check_chains(db, new, known)
+    return _insert(db, JUDGEMENTS, [_from_judgement(judgement) for judgement in new])
+
+
+def _check_prompts(
+    db: sa.Connection,
+    records: list[Completion] | list[Demonstration] | list[Judgement],
+    prompts: list[Prompt],
+) -> None:
+    missing = {record.prompt_id for record in records} - {prompt.id for prompt in prompts}
+    missing -= _present(db, PROMPTS, missing)
+    for record in records:
+        if record.prompt_id in missing:
+            kind = type(record).__name__.lower()
+            raise ValueError(
+                f"{kind} {_named(record.id)} belongs to prompt {_named(record.prompt_id)}, which is not in "
+                "the store; add the prompt first"
+            )
+
+
+def _check_references(db: sa.Connection, judgements: list[Judgement], completions: list[Completion]) -> None:
+    owner = {completion.id: completion.prompt_id for completion in completions}
+    unknown = {key for judgement in judgements for key in judgement.shown} - owner.keys()
+    owner.update(_pairs(db, COMPLETIONS.c.id, unknown, COMPLETIONS.c.prompt_id))
+    for judgement in judgements:
+        for key in judgement.shown:
+            if key not in owner:
+                raise ValueError(
+                    f"judgement {_named(judgement.id)} shows completion {_named(key)}, which is not in the "
+                    "store; add the completion first"
+                )
+            if owner[key] != judgement.prompt_id:
+                raise ValueError(
+                    f"judgement {_named(judgement.id)} is about prompt {_named(judgement.prompt_id)}, but "
+                    f"completion {_named(key)} answers prompt {_named(owner[key])}"
+                )
+
+
+def _check_chains(db: sa.Connection, new: list[Judgement], known: dict[str, Judgement]) -> None:
+    """A correction names an earlier judgement of the same prompt that nothing else has superseded."""
+    targets = {judgement.supersedes for judgement in new if judgement.supersedes is not None}
+    if not targets:
+        return
+    taken = _pairs(db, JUDGEMENTS.c.supersedes, targets, JUDGEMENTS.c.id)
+    earlier = dict(known)
+    for judgement in new:
+        if (target := judgement.supersedes) is not None:
+            corrects = f"judgement {_named(judgement.id)} supersedes {_named(target)}, which"
+            if target not in earlier:
+                raise ValueError(f"{corrects} is not in the store")
+            if earlier[target].prompt_id != judgement.prompt_id:
+                raise ValueError(f"{corrects} is about another prompt ({_named(earlier[target].prompt_id)})")
+            if target in taken:
+                raise ValueError(
+                    f"{corrects} {_named(taken[target])} has superseded already; supersede that one"
+                )
+            taken[target] = judgement.id
+        earlier[judgement.id] = judgement
+
+
+def _lookup(
+    db: sa.Connection, query: sa.Select[*tuple[Any, ...]], key: sa.Column[str], values: Collection[str]
+) -> Iterator[sa.Row[*tuple[Any, ...]]]:
+    """Rows whose ``key`` is one of ``values``, in pieces: a statement takes so many parameters only."""
+    ordered = sorted(values)
+    for start in range(0, len(ordered), _BATCH):
+        yield from db.execute(query.where(key.in_(ordered[start : start + _BATCH]))).all()
+
+
+def _pairs(
+    db: sa.Connection, key: sa.Column[str], values: Collection[str], value: sa.Column[str]
+) -> dict[str, Any]:
+    return {row[0]: row[1] for row in _lookup(db, sa.select(key, value), key, values)}
+
+
+def _present(db: sa.Connection, table: sa.Table, ids: Collection[str]) -> set[str]:
+    return {row[0] for row in _lookup(db, sa.select(table.c.id), table.c.id, ids)}
+
+
+def _insert(db: sa.Connection, table: sa.Table, rows: list[_Row]) -> int:
+    if rows:
+        db.execute(table.insert(), rows)
+    return len(rows)
+
+
+def _named(key: str) -> str:
+    """An identifier in an error message: what others made may be long or odd."""
+    return f"{key!r:.80}"
+
+
+def _is_unicode(record: AnyRecord) -> bool:
+    try:
+        json.dumps(record.model_dump(), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# Records and rows
+
+
+def _from_prompt(prompt: Prompt) -> _Row:
+    messages = [[message.role, message.content] for message in prompt.messages]
+    return {"id": prompt.id, "messages": messages, "split": prompt.split, "metadata": prompt.metadata}
+
+
+def _to_prompt(row: sa.RowMapping) -> Prompt:
+    messages = tuple(Message(role=role, content=content) for role, content in row["messages"])
+    return Prompt(id=row["id"], messages=messages, split=row["split"], metadata=row["metadata"])
+
+
+def _from_answer(record: Completion | Demonstration) -> _Row:
+    return {
+        "id": record.id,
+        "prompt_id": record.prompt_id,
+        "text": record.text,
+        "origin": record.origin,
+        "metadata": record.metadata,
+    }
+
+
+def _fields(row: sa.RowMapping) -> _Row:
+    return {name: value for name, value in row.items() if name != "seq"}
+
+
+def _to_completion(row: sa.RowMapping) -> Completion:
+    return Completion(**_fields(row))
+
+
+def _to_demonstration(row: sa.RowMapping) -> Demonstration:
+    return Demonstration(**_fields(row))
+
+
+def _from_judgement(judgement: Judgement) -> _Row:
+    created = judgement.created.astimezone(UTC).isoformat(timespec="microseconds")
+    return {**dict(judgement), "created": created}
+
+
+def _to_judgement(row: sa.RowMapping) -> Judgement:
+    fields = _fields(row)
+    for name in ("shown", "ranks", "flags"):
+        fields[name] = tuple(fields[name])
+    fields["created"] = datetime.fromisoformat(fields["created"])
+    return Judgement(**fields)

@@ -1,0 +1,131 @@
+"""A policy: a causal language model and its tokenizer, loaded, made and saved as a plain folder."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from prefloop.chat import Chat
+from prefloop.feedback.records import Prompt
+from prefloop.models.forward import TokenBatch, head_logits, hidden_states
+from prefloop.models.heads import RewardModel
+from prefloop.rollout.sampler import sample
+
+PAD_TOKEN = "<|pad|>"
+
+
+class Policy:
+    """A causal language model with its tokenizer and the chat format that goes with it."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.chat = Chat(tokenizer)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model can read, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", sys.maxsize))
+
+    def generate(
+        self, prompt: str | Prompt, *, max_response_tokens: int = 128, temperature: float = 1.0, seed: int = 0
+    ) -> str:
+        """One answer. ``temperature=0`` takes the likeliest token each time."""
+        prompt = Prompt.of(prompt) if isinstance(prompt, str) else prompt
+        rollout = sample(
+            self.model,
+            [self.chat.prompt_ids(prompt.messages)],
+            eos_id=self.chat.eos_id,
+            max_response_tokens=max_response_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        return self.chat.text(rollout.response_ids(0))
+
+    def copy(self) -> Policy:
+        """An independent copy: a frozen reference, or a start for training that leaves this one alone."""
+        return Policy(copy.deepcopy(self.model), self.tokenizer)
+
+    def save(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_policy(path: str | Path, device: str | None = None) -> Policy:
+    """A policy from a model folder or hub name, in float32.
+
+    A tokenizer whose pad token is missing, or is its eos token, is given a pad token of its own: an eos that
+    means padding could not be learnt.
+
+    Raises:
+        ValueError: the folder is missing or unreadable, the tokenizer has no eos token, or the architecture
+            computes its logits in a way that prefloop does not know.
+    """
+    model, tokenizer = _load(AutoModelForCausalLM, path, device)
+    if tokenizer.eos_token_id is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    policy = Policy(model, tokenizer)
+    _check_head(model, str(path))
+    return policy
+
+
+def load_reward_model(path: str | Path, device: str | None = None) -> RewardModel:
+    """A reward model from a folder of a sequence classifier with one label.
+
+    Raises:
+        ValueError: the folder is missing or unreadable, or the classifier has more than one label.
+    """
+    model, tokenizer = _load(AutoModelForSequenceClassification, path, device)
+    if model.config.num_labels != 1:
+        raise ValueError(f"{path}: a reward model has one label; this classifier has {model.config.num_labels}")
+    if not hasattr(model.config, "reward_shift"):
+        model.config.reward_shift = 0.0
+    return RewardModel(model, tokenizer)
+
+
+def _load(kind: Any, path: str | Path, device: str | None) -> tuple[Any, Any]:
+    try:
+        model = kind.from_pretrained(path, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        folder = Path(path)
+        found = (
+            f"the folder is there and holds {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
+            if folder.is_dir()
+            else "there is no such folder, and no hub answered under that name"
+        )
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot load a model from {str(path)!r}: {found}. A model folder needs config.json, *.safetensors and a "
+            f"tokenizer. ({reason})"
+        ) from error
+    model.eval()
+    return model.to(device or default_device()), tokenizer
+
+
+def default_device() -> str:
+    """The accelerator of this machine, or its processor."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@torch.no_grad()
+def _check_head(model: Any, name: str) -> None:
+    """Refuse an architecture whose logits are not its head applied to its last hidden states."""
+    ids = torch.arange(1, 5, device=model.device)[None]
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    batch = TokenBatch(ids, everything, everything)
+    ours = head_logits(model, hidden_states(model, batch)[0])
+    theirs = model(input_ids=ids).logits[0]
+    if not torch.allclose(ours, theirs, atol=1e-4, rtol=1e-3):
+        raise ValueError(
+            f"{name}: a {model.config.model_type} model computes its logits in a way that prefloop does not know, "
+            "so its log-probabilities would be wrong. Please report the architecture"
+        )

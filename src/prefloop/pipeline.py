@@ -1,0 +1,206 @@
+"""The stages in the papers' order: which are run, which are skipped, and the summary at the end.
+
+A stage's key is a hash of everything that it depends on: its part of the recipe, the seed, the data and the keys of
+the stages it reads. A stage whose folder carries the same key is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from prefloop import __version__
+from prefloop.config import Recipe, StageName, dump_recipe
+from prefloop.dataset import Dataset, prepare
+from prefloop.feedback.aggregate import snapshot
+from prefloop.feedback.records import content_id
+from prefloop.feedback.store import Store
+from prefloop.report import write_report
+from prefloop.runs import RunFolder, peak_memory_mb, write_json, write_text
+from prefloop.stages import STAGES, Context
+from prefloop.training.loop import Metrics, NonFiniteError
+
+READS: dict[StageName, tuple[StageName, ...]] = {
+    "pretrain": (),
+    "sft": ("pretrain",),
+    "sample": ("sft",),
+    "label": ("sample",),
+    "reward": ("sft", "label"),
+    "judge": ("sft", "label"),
+    "ppo": ("sft", "reward"),
+    "dpo": ("sft", "label"),
+    "evaluation": ("sft", "reward", "judge", "ppo", "dpo"),
+}
+"""The earlier stages whose folders each stage reads."""
+
+
+class Listener(Protocol):
+    """Whoever watches a run."""
+
+    def started(self, stage: str) -> None: ...
+
+    def skipped(self, stage: str) -> None: ...
+
+    def line(self, stage: str, metrics: Metrics) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def finished(self, stage: str, seconds: float) -> None: ...
+
+
+class Silence:
+    """A listener that does nothing."""
+
+    def started(self, stage: str) -> None: ...
+
+    def skipped(self, stage: str) -> None: ...
+
+    def line(self, stage: str, metrics: Metrics) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def finished(self, stage: str, seconds: float) -> None: ...
+
+
+def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: Listener | None = None) -> Path:
+    """Run a recipe to the end, or from where an earlier run of it stopped.
+
+    Args:
+        project: the folder with ``feedback.db`` and ``runs/``.
+        folder: where relative paths in the recipe start; the project's folder when not given.
+
+    Returns:
+        The run's folder, with ``summary.json`` and ``report.html``.
+
+    Raises:
+        ValueError: the data or the recipe cannot be used; the message says what to do.
+        WaitingForPeopleError: answers wait for judgements; the message says how to give them.
+        NonFiniteError: training ran into NaN; the batch lies in the run's folder.
+    """
+    listener = listener or Silence()
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    runs = RunFolder(project / "runs" / recipe.name)
+    with Store.open(project / "feedback.db") as store:
+        data = prepare(recipe, store, folder or project)
+        with runs.lock():
+            write_text(runs.path / "recipe.toml", dump_recipe(recipe))
+            keys: dict[StageName, str] = {}
+            for stage in recipe.stages:
+                keys[stage] = _key(stage, recipe, data, store, keys)
+                _run_stage(stage, keys, Context(recipe, runs.path, data, store), runs, listener)
+            write_json(runs.path / "summary.json", _summary(recipe, runs))
+            write_report(runs.path)
+    return runs.path
+
+
+def _run_stage(
+    stage: StageName,
+    keys: dict[StageName, str],
+    context: Context,
+    runs: RunFolder,
+    listener: Listener,
+) -> None:
+    if runs.is_current(stage, keys[stage]):
+        listener.skipped(stage)
+        return
+    listener.started(stage)
+    started = time.perf_counter()
+    context.line = lambda metrics: listener.line(stage, metrics)
+    context.note = listener.note
+    inputs = {name: keys[name] for name in READS[stage] if name in keys}
+    try:
+        with runs.writing(stage, keys[stage], inputs, context.recipe.seed) as writer:
+            STAGES[stage](context, writer)
+    except NonFiniteError as error:
+        path = runs.path / f"failed-{stage}.json"
+        write_json(path, _plain(error.batch))
+        error.add_note(f"The batch is in {path}.")
+        raise
+    listener.finished(stage, time.perf_counter() - started)
+
+
+def _key(
+    stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: dict[StageName, str]
+) -> str:
+    """Everything that the stage's result depends on, hashed."""
+    sections = recipe.model_dump(mode="json")
+    parts: dict[str, Any] = {
+        "version": __version__,
+        "seed": recipe.seed,
+        "reads": {name: keys[name] for name in READS[stage] if name in keys},
+        "config": sections.get("evaluate" if stage == "evaluation" else stage),
+    }
+    limits = sections["data"]
+    if stage == "pretrain":
+        parts |= {"documents": data.documents_hash, "model": sections["model"]}
+    elif stage == "sft":
+        parts |= {"demonstrations": data.demonstrations_hash, "limits": limits, "base": _base(recipe)}
+    elif stage == "sample":
+        parts |= {"prompts": data.prompts_hash, "limits": limits, "evaluate": sections["evaluate"]}
+    elif stage == "label" and recipe.label.by == "none":
+        parts["judgements"] = snapshot(store, recipe.data.criterion).hash
+    elif stage in ("reward", "judge", "dpo"):
+        parts |= {"limits": limits, "judge": sections["judge"]}
+    elif stage in ("ppo", "evaluation"):
+        parts |= {"prompts": data.prompts_hash, "limits": limits, "algorithms": recipe.algorithms}
+    return content_id(stage, parts)
+
+
+def _base(recipe: Recipe) -> Any:
+    """A fingerprint of the checkpoint that the run starts from: its files' names, sizes and times."""
+    folder = Path(recipe.model.path)
+    if not recipe.model.path or not folder.is_dir():
+        return recipe.model.path
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _summary(recipe: Recipe, runs: RunFolder) -> dict[str, Any]:
+    """The figures that matter, from the stages' files (see docs/run-folder.md)."""
+    manifests = {stage: runs.manifest(stage) or {} for stage in recipe.stages}
+    stages: dict[str, dict[str, Any]] = {
+        stage: {"seconds": manifest["seconds"]} for stage, manifest in manifests.items()
+    }
+    for stage in ("pretrain", "sft", "dpo"):
+        if stage in stages:
+            found = manifests[stage]  # type: ignore[index]
+            stages[stage] |= {k: found[k] for k in ("eval_loss", "eval_accuracy") if k in found}
+    for stage in ("reward", "judge"):
+        path = runs.path / stage / "evaluation.json"
+        if stage in stages and path.exists():
+            stages[stage]["accuracy"] = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
+    if "ppo" in stages:
+        with (runs.path / "ppo" / "metrics.jsonl").open(encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        stages["ppo"] |= {
+            "kl": lines[-1]["kl"],
+            "reward_before": lines[0]["reward"],
+            "reward_after": lines[-1]["reward"],
+        }
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "peak_memory_mb": peak_memory_mb(),
+        "stages": stages,
+        "evaluation": {
+            name: json.loads((runs.path / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
+            for name in recipe.algorithms
+        },
+    }
+
+
+def _plain(batch: Any) -> Any:
+    """A batch as JSON: the token ids and masks of its sequences."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return {name: _plain(value) for name, value in asdict(batch).items() if not isinstance(value, torch.Tensor)}
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        return [_plain(item) for item in batch]
+    return batch

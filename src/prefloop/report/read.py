@@ -1,0 +1,404 @@
+"""A run folder, read into typed values: what is missing is None or empty, what is broken is a ValueError.
+
+The folder's contract is docs/run-folder.md. Every complaint names the file, the line and the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+STAGE_ORDER = ("pretrain", "sft", "sample", "label", "reward", "judge", "ppo", "dpo", "evaluation")
+VERDICTS = ("win", "tie", "loss")
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share or a mean with its 95 % interval; `n` is the number of observations behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One JSON object together with the place it came from."""
+
+    values: dict[str, object]
+    where: str
+    remedy: str
+
+    def complain(self, key: str, expected: str) -> ValueError:
+        found = json.dumps(self.values.get(key))
+        shown = found if len(found) <= 60 else found[:57] + "..."
+        return ValueError(f"{self.where}: `{key}` should be {expected}, but it is {shown}. {self.remedy}")
+
+    def number(self, key: str) -> float | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.complain(key, "a number")
+        try:
+            return float(value)
+        except OverflowError:
+            raise self.complain(key, "a number that fits a float") from None
+
+    def count(self, key: str) -> int | None:
+        value = self.number(key)
+        if value is None:
+            return None
+        if not math.isfinite(value) or value != int(value):
+            raise self.complain(key, "a whole number")
+        return int(value)
+
+    def text(self, key: str) -> str | None:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.complain(key, "a text")
+        return value
+
+    def required_text(self, key: str) -> str:
+        value = self.text(key)
+        if value is None:
+            raise self.complain(key, "a text")
+        return value
+
+    def entry(self, key: str) -> Entry | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.complain(key, "an object")
+        return Entry(cast("dict[str, object]", value), f"{self.where}, `{key}`", self.remedy)
+
+    def entries(self, key: str) -> list[Entry]:
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self.complain(key, "a list of objects")
+        return [Entry(item, f"{self.where}, `{key}[{i}]`", self.remedy) for i, item in enumerate(value)]
+
+    def texts(self, key: str) -> list[str]:
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.complain(key, "a list of texts")
+        return list(value)
+
+    def interval(self, key: str) -> Interval | None:
+        inner = self.entry(key)
+        if inner is None:
+            return None
+        if not {"value", "low", "high"} <= inner.values.keys():
+            raise self.complain(key, 'an interval: {"value", "low", "high", "n"}')
+        value, low, high = (inner.number(name) for name in ("value", "low", "high"))
+        if value is None or low is None or high is None or not math.isfinite(value + low + high):
+            return None  # nothing was observed
+        return Interval(value, low, high, inner.count("n") or 0)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The lines of one metrics.jsonl; `axis` is `step` or `iteration`."""
+
+    axis: str
+    rows: list[dict[str, float]]
+
+    def series(self, key: str) -> Points:
+        return [(row[self.axis], row[key]) for row in self.rows if key in row]
+
+    def last(self, key: str) -> float | None:
+        values = self.series(key)
+        return values[-1][1] if values else None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    stage: str
+    key: str | None
+    seed: int | None
+    seconds: float | None
+    peak_memory_mb: float | None
+    finished: str | None
+    snapshot: str | None
+    judgements: int | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """reward/evaluation.json: how far a reward model can be trusted on held-out prompts."""
+
+    accuracy: Interval | None
+    numbers: dict[str, float]
+    reliability: list[dict[str, float]]
+    by_margin: list[dict[str, float]]
+    by_agreement: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    before: str
+    after: str
+    verdict: str
+    true_before: float | None
+    true_after: float | None
+    learned_before: float | None
+    learned_after: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    name: str
+    against: str
+    judge: str | None
+    win_rate: Interval | None
+    length_controlled: Interval | None
+    counts: dict[str, int]
+    numbers: dict[str, float]
+    parts: dict[str, tuple[float, float]]
+    alarms: list[str] | None  # None: nobody looked
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    metrics: Metrics | None = None
+    manifest: Manifest | None = None
+    quality: Quality | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    path: Path
+    name: str
+    seed: int | None = None
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+    recipe: str | None = None
+    stages: dict[str, Stage] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    def metrics(self, stage: str) -> Metrics | None:
+        return self.stages[stage].metrics if stage in self.stages else None
+
+
+def read_run(path: Path) -> Run:
+    """Reads everything that a report shows. ValueError: this is no run folder, or a file is broken."""
+    folders = _stage_folders(path)
+    remedy = "Run `prefloop run` again to write it anew."
+    summary = _optional(path / "summary.json", remedy) or Entry({}, "", "")
+    return Run(
+        path=path,
+        name=summary.text("name") or path.resolve().name,
+        seed=summary.count("seed"),
+        seconds=summary.number("seconds"),
+        peak_memory_mb=summary.number("peak_memory_mb"),
+        recipe=_recipe(path / "recipe.toml"),
+        stages={folder.name: _stage(folder) for folder in folders},
+        evaluations=_evaluations(path / "evaluation"),
+    )
+
+
+def _stage_folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise ValueError(f"{path}: there is no such folder. Give the folder of one run, such as runs/NAME.")
+    known = [path / name for name in STAGE_ORDER]
+    others = [
+        folder
+        for folder in sorted(path.iterdir())
+        if folder.is_dir() and folder not in known and not folder.name.startswith(".")
+    ]
+    marks = ("manifest.json", "metrics.jsonl")
+    found = [folder for folder in known if folder.is_dir()]
+    found += [folder for folder in others if any((folder / mark).is_file() for mark in marks)]
+    if not (path / "recipe.toml").is_file() and not (path / "summary.json").is_file():
+        looks_like_parent = any((folder / "recipe.toml").is_file() for folder in others)
+        hint = f"It holds runs: give one of them, such as {others[0]}." if looks_like_parent else ""
+        raise ValueError(
+            f"{path}: this is no run folder, for it has neither recipe.toml nor summary.json. "
+            + (hint or "Give the folder of one run, such as runs/NAME.")
+        )
+    return found
+
+
+def _stage(folder: Path) -> Stage:
+    return Stage(
+        folder.name, _metrics(folder / "metrics.jsonl"), _manifest(folder / "manifest.json"), _quality(folder)
+    )
+
+
+def _text(path: Path, remedy: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: this is not UTF-8 text. {remedy}") from None
+
+
+def _object(text: str, where: str, remedy: str, first_line: int | None = None) -> Entry:
+    """Parses one object. Without `first_line` the text is a whole file, and the error finds its own line."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = error.lineno if first_line is None else first_line
+        raise ValueError(
+            f"{where}, line {line}: not valid JSON ({error.msg}, column {error.colno}). {remedy}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}, line {first_line or 1}: not valid JSON ({error}). {remedy}") from None
+    place = where if first_line is None else f"{where}, line {first_line}"
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: expected a JSON object, found {type(value).__name__}. {remedy}")
+    return Entry(cast("dict[str, object]", value), place, remedy)
+
+
+def _optional(path: Path, remedy: str) -> Entry | None:
+    return _object(_text(path, remedy), str(path), remedy) if path.is_file() else None
+
+
+def _lines(path: Path, remedy: str) -> Iterator[Entry]:
+    if not path.is_file():
+        return
+    # Not splitlines(): a JSON text may hold U+2028 and its like, which are no ends of lines in JSONL.
+    for number, line in enumerate(_text(path, remedy).split("\n"), start=1):
+        if line.strip():
+            yield _object(line, str(path), remedy, number)
+
+
+def _remedy(folder: Path) -> str:
+    return f"Delete the folder {folder} and run `prefloop run` again: it repeats that stage alone."
+
+
+def _recipe(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    remedy = "Restore the file, or run `prefloop run` again to write it anew."
+    text = _text(path, remedy)
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML ({error}). {remedy}") from None
+    return text
+
+
+def _metrics(path: Path) -> Metrics | None:
+    rows: list[dict[str, float]] = []
+    axis = ""
+    for entry in _lines(path, _remedy(path.parent)):
+        axis = axis or ("iteration" if "iteration" in entry.values else "step")
+        if entry.number(axis) is None:
+            raise entry.complain(axis, "a number (every line has its `step` or `iteration`)")
+        rows.append({key: value for key in entry.values if (value := entry.number(key)) is not None})
+    return Metrics(axis, rows) if rows else None
+
+
+def _manifest(path: Path) -> Manifest | None:
+    entry = _optional(path, _remedy(path.parent))
+    if entry is None:
+        return None
+    versions = entry.entry("versions")
+    return Manifest(
+        stage=entry.text("stage") or path.parent.name,
+        key=entry.text("key"),
+        seed=entry.count("seed"),
+        seconds=entry.number("seconds"),
+        peak_memory_mb=entry.number("peak_memory_mb"),
+        finished=entry.text("finished"),
+        snapshot=entry.text("snapshot"),
+        judgements=entry.count("judgements"),
+        versions={name: versions.required_text(name) for name in versions.values} if versions else {},
+    )
+
+
+def _quality(folder: Path) -> Quality | None:
+    entry = _optional(folder / "evaluation.json", _remedy(folder))
+    if entry is None:
+        return None
+    scalars = ("loss", "ece", "brier", "length_correlation", "pairs")
+    return Quality(
+        accuracy=entry.interval("accuracy"),
+        numbers=_numbers(entry, scalars),
+        reliability=_rows(entry, "reliability", ("predicted", "observed", "n")),
+        by_margin=_rows(entry, "by_margin", ("low", "high", "accuracy", "n")),
+        by_agreement=_rows(entry, "by_agreement", ("agreement", "accuracy", "n")),
+    )
+
+
+def _numbers(entry: Entry, keys: tuple[str, ...]) -> dict[str, float]:
+    return {key: value for key in keys if (value := entry.number(key)) is not None}
+
+
+def _rows(entry: Entry, key: str, fields: tuple[str, ...]) -> list[dict[str, float]]:
+    """A list of number rows. An empty bin may leave a field null or NaN: such a row has nothing to draw."""
+    rows = [_numbers(item, fields) for item in entry.entries(key)]
+    whole = [row for row in rows if len(row) == len(fields) and all(map(math.isfinite, row.values()))]
+    return [row for row in whole if row["n"] > 0]
+
+
+def _evaluations(folder: Path) -> list[Evaluation]:
+    if not folder.is_dir():
+        return []
+    names = sorted(path.stem for path in folder.glob("*.json") if path.name != "manifest.json")
+    names.sort(key=lambda name: STAGE_ORDER.index(name) if name in STAGE_ORDER else len(STAGE_ORDER))
+    return [_evaluation(folder, name) for name in names]
+
+
+_COMPARED = ("true_reward", "learned_reward", "response_tokens")
+
+
+def _evaluation(folder: Path, name: str) -> Evaluation:
+    entry = _optional(folder / f"{name}.json", _remedy(folder))
+    assert entry is not None
+    parts = entry.entry("parts")
+    keys = (*(f"{key}_{when}" for key in _COMPARED for when in ("before", "after")), "kl")
+    counts = {key: value for key in ("wins", "ties", "losses") if (value := entry.count(key)) is not None}
+    return Evaluation(
+        name=entry.text("name") or name,
+        against=entry.text("against") or "sft",
+        judge=entry.text("judge"),
+        win_rate=entry.interval("win_rate"),
+        length_controlled=entry.interval("length_controlled_win_rate"),
+        counts=counts,
+        numbers=_numbers(entry, keys),
+        parts={key: _part(parts, key) for key in parts.values} if parts else {},
+        alarms=entry.texts("alarms") if "alarms" in entry.values else None,
+        samples=[_sample(line) for line in _lines(folder / f"{name}.samples.jsonl", _remedy(folder))],
+    )
+
+
+def _part(parts: Entry, key: str) -> tuple[float, float]:
+    entry = parts.entry(key)
+    before, after = (entry.number("before"), entry.number("after")) if entry else (None, None)
+    if before is None or after is None:
+        raise parts.complain(key, 'an object {"before", "after"} of two numbers')
+    return before, after
+
+
+def _sample(entry: Entry) -> Sample:
+    verdict = entry.required_text("verdict")
+    if verdict not in VERDICTS:
+        raise entry.complain("verdict", "`win`, `tie` or `loss`")
+    return Sample(
+        prompt=entry.required_text("prompt"),
+        before=entry.required_text("before"),
+        after=entry.required_text("after"),
+        verdict=verdict,
+        true_before=entry.number("true_before"),
+        true_after=entry.number("true_after"),
+        learned_before=entry.number("learned_before"),
+        learned_after=entry.number("learned_after"),
+    )

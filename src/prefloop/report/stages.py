@@ -1,0 +1,259 @@
+"""How each stage of training went: PPO's health, the reward model, SFT, pretraining and DPO."""
+
+from __future__ import annotations
+
+import math
+
+from prefloop.report.bars import Part, Row, forest, reliability, shares
+from prefloop.report.charts import NORMAL, SMALL, Options, Series, line_chart
+from prefloop.report.read import Interval, Metrics, Quality, Run
+from prefloop.report.scale import duration, number, percent, wilson
+from prefloop.report.sections import Figure, Section, figure
+
+# key, title, caption, and how it is drawn: s = a share, z = the axis starts at zero, l = logarithmic
+_HEALTH = (
+    ("kl", "KL from the reference", "Nats per response. Should climb, then level off.", "z"),
+    ("kl_coef", "KL coefficient", "The price of distance. Rises when the policy outruns its target.", "z"),
+    ("entropy", "Entropy", "Nats per token. A collapse towards 0 means one answer for everything.", "z"),
+    ("response_tokens", "Response length", "Tokens. A steady drift means length is what is rewarded.", ""),
+    ("ended", "Ended by itself", "Share of answers with an end sign. The rest were cut off.", "s"),
+    ("clip_fraction", "Clipped", "Share of tokens at the clip. Above 30 %: steps are too large.", "s"),
+    ("approx_kl", "Step size", "KL to the policy that sampled. Spikes come before instability.", "z"),
+    ("explained_variance", "Explained variance", "Of the returns, by the value head. 1 is all, 0 none.", ""),
+    ("value_loss", "Value loss", "Should fall and stay low; a jump follows a jump in reward.", "z"),
+    ("grad_norm", "Gradient norm", "Before clipping. Look for spikes that do not come back.", "z"),
+    ("ratio_error", "Ratio error", "Sampler against trainer before the first step: rounding only.", "l"),
+)
+
+
+def ppo_health(run: Run) -> Section | None:
+    metrics = run.metrics("ppo")
+    if metrics is None:
+        return None
+    figures: list[Figure] = []
+    for key, name, caption, how in _HEALTH:
+        series = [Series(name, metrics.series(key), "blue", smooth="l" not in how)]
+        options = Options(
+            x_label="",
+            size=SMALL,
+            zero="z" in how,
+            share="s" in how,
+            log="l" in how,
+            y_range=_floor(metrics, key),
+        )
+        figures += figure(name, caption, line_chart(name, series, options), _shown(metrics, key, how))
+    figures += _seconds(metrics)
+    lead = f"{len(metrics.rows)} iterations, left to right. The figure beside each title is the last value."
+    return Section("ppo", "PPO’s health", lead, figures, compact=True)
+
+
+def _floor(metrics: Metrics, key: str) -> tuple[float, float] | None:
+    """Explained variance can start at minus a hundred; below −1 the picture has nothing to teach."""
+    values = [y for _, y in metrics.series(key) if math.isfinite(y)]
+    return (-1.0, 1.0) if key == "explained_variance" and values and min(values) < -1 else None
+
+
+def _shown(metrics: Metrics, key: str, how: str) -> str:
+    last = metrics.last(key)
+    return "" if last is None else percent(last) if "s" in how else number(last)
+
+
+def _seconds(metrics: Metrics) -> list[Figure]:
+    kinds = (("sample", "blue"), ("score", "purple"), ("update", "orange"))
+    totals = {name: _total(metrics, f"{name}_seconds") for name, _ in kinds}
+    whole = sum(totals.values())
+    if not whole > 0:
+        return []
+    parts = [Part(name, totals[name], percent(totals[name] / whole, 0), shade) for name, shade in kinds]
+    said = ", ".join(f"{name} {duration(totals[name])}" for name, _ in kinds)
+    return figure(
+        "Where the seconds went",
+        f"{said[0].upper()}{said[1:]}. Sampling is usually the largest.",
+        shares("seconds", [(f"{duration(whole)} in all", parts)], width=SMALL[0]),
+    )
+
+
+def _total(metrics: Metrics, key: str) -> float:
+    return sum(y for _, y in metrics.series(key) if math.isfinite(y) and y > 0)
+
+
+def reward_model(run: Run, stage: str) -> Section | None:
+    found = run.stages.get(stage)
+    if found is None or (found.quality is None and found.metrics is None):
+        return None
+    figures = _quality(found.quality) if found.quality else []
+    if found.metrics:
+        figures += _training(found.metrics, "pairs")
+    heading = "Reward model" if stage == "reward" else "Judge (a second reward model)"
+    lead = (
+        "It turns comparisons into a score. What it gets wrong, training will find and exploit."
+        if stage == "reward"
+        else "Trained on other comparisons than the first, so that it does not share all of its mistakes."
+    )
+    facts = _quality_facts(found.quality) if found.quality else []
+    return Section(stage, heading, lead, figures, facts, short="Judge" if stage == "judge" else "")
+
+
+def _quality_facts(quality: Quality) -> list[tuple[str, str]]:
+    facts = []
+    if quality.accuracy:
+        a = quality.accuracy
+        interval = f"{100 * a.low:.1f}–{100 * a.high:.1f}"
+        facts.append(("Held-out accuracy", f"{percent(a.value)} ({interval}, n = {a.n})"))
+    names = {
+        "loss": "Held-out loss",
+        "ece": "Calibration error (ECE)",
+        "brier": "Brier score",
+        "length_correlation": "Score against length (Spearman)",
+        "pairs": "Held-out pairs",
+    }
+    return facts + [(names[key], number(value)) for key, value in quality.numbers.items()]
+
+
+def _quality(quality: Quality) -> list[Figure]:
+    rows = [Row("All held-out pairs", quality.accuracy, "blue")] if quality.accuracy else []
+    for row in quality.by_margin:
+        label = f"|Δ| from {row['low']:.3g} to {row['high']:.3g}"
+        rows.append(Row(label, _share(row["accuracy"], row["n"]), "purple", hollow=True))
+    for row in quality.by_agreement:
+        label = f"Annotators agree {percent(row['agreement'], 0)}"
+        rows.append(Row(label, _share(row["accuracy"], row["n"]), "green", hollow=True))
+    figures = figure(
+        "Accuracy, in all and by how clear the case is",
+        "It should grow with the margin |Δ| between the two scores, and with the annotators’ agreement. "
+        "Close to one half for small margins is honest: those pairs are nearly ties.",
+        forest("accuracy", rows, rule="a coin"),
+    )
+    return figures + figure(
+        "Calibration",
+        "On the dashed line, a claimed 80 % comes true 80 % of the time. Below it, the model is too sure of "
+        "itself. The larger the dot, the more pairs.",
+        reliability("reward model", quality.reliability),
+    )
+
+
+def _share(value: float, n: float) -> Interval:
+    low, high = wilson(min(max(value, 0.0), 1.0), n)
+    return Interval(value, low, high, int(n))
+
+
+def _training(metrics: Metrics, of: str) -> list[Figure]:
+    """Loss, and accuracy where the stage has one, on the training data and on what was held out."""
+    axis = metrics.axis
+    loss = line_chart(
+        "loss",
+        [
+            Series("training", metrics.series("loss"), "blue", smooth=True),
+            Series("held out", metrics.series("eval_loss"), "orange", dashed=True, dots=True),
+        ],
+        Options(x_label=axis, size=NORMAL),
+    )
+    figures = figure(
+        "Loss",
+        "Both should fall together. Held-out loss that turns up while the other falls is overfitting: stop "
+        "there.",
+        loss,
+        _final(metrics, "eval_loss", "held out"),
+    )
+    accuracy = line_chart(
+        "accuracy",
+        [
+            Series("training", metrics.series("accuracy"), "blue", smooth=True),
+            Series("held out", metrics.series("eval_accuracy"), "orange", dashed=True, dots=True),
+        ],
+        Options(x_label=axis, size=NORMAL, share=True, rules=((0.5, "a coin"),)),
+    )
+    return figures + figure(
+        f"Accuracy on {of}",
+        "The share of pairs ordered as people ordered them. The gap between the lines is what was learned by "
+        "heart.",
+        accuracy if metrics.series("accuracy") or metrics.series("eval_accuracy") else None,
+        _final(metrics, "eval_accuracy", "held out", share=True),
+    )
+
+
+def _final(metrics: Metrics, key: str, said: str, share: bool = False) -> str:
+    last = metrics.last(key)
+    return "" if last is None else f"{percent(last) if share else number(last)} {said}"
+
+
+_LANGUAGE = {
+    "sft": (
+        "Supervised fine-tuning",
+        "The model learns from written answers. The later stages start from the result, and are held to it.",
+    ),
+    "pretrain": ("Pretraining", "The model learns the language of this world before it learns any task."),
+}
+
+
+def language_model(run: Run, stage: str) -> Section | None:
+    metrics = run.metrics(stage)
+    if metrics is None:
+        return None
+    heading, lead = _LANGUAGE[stage]
+    figures = _training(metrics, "pairs")
+    gradient = line_chart(
+        "gradient norm",
+        [Series("gradient norm", metrics.series("grad_norm"), "grey", smooth=True)],
+        Options(x_label=metrics.axis, zero=True),
+    )
+    caption = "Before clipping. Single spikes are harmless; growth is not."
+    figures += figure("Gradient norm", caption, gradient, _shown(metrics, "grad_norm", ""))
+    return Section(stage, heading, lead, figures)
+
+
+def dpo(run: Run) -> Section | None:
+    metrics = run.metrics("dpo")
+    if metrics is None:
+        return None
+    axis = metrics.axis
+    figures = _training(metrics, "pairs")
+    chosen, rejected = metrics.series("chosen_logp"), metrics.series("rejected_logp")
+    chart = line_chart(
+        "log-probabilities",
+        [
+            Series("chosen", chosen, "blue", smooth=True),
+            Series("rejected", rejected, "orange", dashed=True, smooth=True),
+        ],
+        Options(x_label=axis, rules=((0.0, "as the reference"),)),
+    )
+    figures += figure(
+        "Chosen and rejected, against the reference",
+        "The chosen line should hold or rise while the rejected one falls. Both falling is the known "
+        "failure: the margin grows, yet the good answers become less likely too.",
+        chart,
+    )
+    chart = line_chart(
+        "margin",
+        [Series("margin", metrics.series("margin"), "green", smooth=True)],
+        Options(x_label=axis, rules=((0.0, "no preference"),)),
+    )
+    caption = (
+        "Implicit reward, chosen minus rejected. Should grow, then flatten; endless growth is overfitting."
+    )
+    figures += figure("Margin", caption, chart, _shown(metrics, "margin", ""))
+    return Section(
+        "dpo",
+        "Direct preference optimisation",
+        "DPO learns from the same comparisons without a reward model or sampling.",
+        figures,
+        warnings=_falling(metrics),
+        short="DPO",
+    )
+
+
+def _falling(metrics: Metrics) -> list[str]:
+    """The mean of the last tenth, so that one step's pairs do not decide."""
+
+    def tail(key: str) -> float | None:
+        values = [y for _, y in metrics.series(key) if math.isfinite(y)]
+        last = values[-max(1, len(values) // 10) :]
+        return sum(last) / len(last) if last else None
+
+    chosen, rejected = tail("chosen_logp"), tail("rejected_logp")
+    if chosen is None or rejected is None or chosen >= 0 or rejected >= 0:
+        return []
+    return [
+        f"Both log-probabilities fell against the reference: chosen {number(chosen)}, rejected "
+        f"{number(rejected)} nats at the end. The chosen answers themselves became less likely."
+    ]

@@ -1,0 +1,420 @@
+"""What each stage does: read the folders of earlier stages, call the loop, write its own folder."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from prefloop.chat import Rendered
+from prefloop.config import JudgeConfig, Recipe, RewardConfig
+from prefloop.dataset import Dataset, Pair, judged_pairs
+from prefloop.demo.world import WORLDS, World
+from prefloop.evaluation.reward_quality import evaluate_reward
+from prefloop.evaluation.win_rate import Answers, Judge, compare
+from prefloop.feedback.aggregate import Comparison, Snapshot, read_snapshot, snapshot
+from prefloop.feedback.formats import write_sheet
+from prefloop.feedback.records import Completion, Prompt
+from prefloop.feedback.store import Store
+from prefloop.labelers.simulated import PANEL, assign, judge
+from prefloop.models.forward import score_responses
+from prefloop.models.heads import RewardModel
+from prefloop.models.policy import Policy, load_policy, load_reward_model
+from prefloop.rollout.batch import Rollout
+from prefloop.rollout.reward import model_scorer
+from prefloop.rollout.sampler import sample
+from prefloop.runs import StageWriter, read_lines, write_json, write_lines
+from prefloop.seeds import derive
+from prefloop.training.comparisons import PreferenceGroup, encode
+from prefloop.training.dpo import train_dpo
+from prefloop.training.loop import Log, Metrics
+from prefloop.training.ppo import train_ppo
+from prefloop.training.pretrain import make_policy, train_pretrain
+from prefloop.training.reward import train_reward
+from prefloop.training.sft import train_sft
+
+
+class WaitingForPeopleError(Exception):
+    """The run cannot go on before somebody has judged; the message says how."""
+
+
+@dataclass
+class Context:
+    """What a stage may look at."""
+
+    recipe: Recipe
+    run: Path
+    data: Dataset
+    store: Store
+    line: Callable[[Metrics], None] = field(default=lambda _: None)
+    """Shows a line of metrics to whoever watches."""
+    note: Callable[[str], None] = field(default=lambda _: None)
+    """Tells whoever watches something worth knowing."""
+
+    @property
+    def world(self) -> World | None:
+        return WORLDS[self.recipe.data.world] if self.recipe.data.world else None
+
+    def seed(self, stage: str) -> int:
+        return derive(self.recipe.seed, stage)
+
+    def base_policy(self) -> Policy:
+        """What supervised fine-tuning starts from."""
+        return load_policy(self.recipe.model.path or self.run / "pretrain" / "model")
+
+    @contextmanager
+    def log(self, writer: StageWriter) -> Iterator[Log]:
+        """Write metrics to the stage's folder, line by line, and show them."""
+        with (writer.folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
+
+            def log(metrics: Metrics) -> None:
+                file.write(json.dumps(metrics, allow_nan=False) + "\n")
+                file.flush()
+                self.line(metrics)
+
+            yield log
+
+
+def pretrain(context: Context, writer: StageWriter) -> None:
+    recipe, data, seed = context.recipe, context.data, context.seed("pretrain")
+    policy = make_policy(data.documents, recipe.model, seed)
+    with context.log(writer) as log:
+        writer.extra |= train_pretrain(
+            policy, data.documents, data.heldout_documents, recipe.pretrain, seed, log
+        )
+    policy.save(writer.folder / "model")
+
+
+def sft(context: Context, writer: StageWriter) -> None:
+    recipe, data = context.recipe, context.data
+    policy = context.base_policy()
+    _check_context(policy, recipe)
+    train, heldout = (
+        _render(policy, pairs, context) for pairs in (data.demonstrations, data.heldout_demonstrations)
+    )
+    with context.log(writer) as log:
+        writer.extra |= train_sft(policy, train, heldout, recipe.sft, context.seed("sft"), log)
+    policy.save(writer.folder / "model")
+
+
+def sample_answers(context: Context, writer: StageWriter) -> None:
+    """K answers to training prompts, to learn from, and to held-out ones, to measure the reward model on."""
+    recipe, config = context.recipe, context.recipe.sample
+    policy = load_policy(context.run / "sft" / "model")
+    prompts = [*context.data.train[: config.prompts], *context.data.heldout[: config.heldout]]
+    rollout = _sample(policy, prompts, context, config.temperature, config.batch_size, "sample", config.answers)
+    origin = f"runs/{recipe.name}/sft@{_manifest(context, 'sft')['key'][:12]}"
+    completions = [
+        Completion(
+            prompt_id=prompts[row // config.answers].id,
+            text=policy.chat.text(rollout.response_ids(row)),
+            origin=origin,
+            metadata={"temperature": config.temperature, "sample": row % config.answers, "seed": recipe.seed},
+        )
+        for row in range(len(rollout))
+    ]
+    # The same text drawn twice for a prompt is one completion.
+    unique = list({completion.id: completion for completion in completions}.values())
+    write_lines(writer.folder / "completions.jsonl", (c.model_dump(mode="json") for c in unique))
+    context.store.add(unique)
+    writer.extra |= {"prompts": len(prompts), "completions": len(unique)}
+
+
+def label(context: Context, writer: StageWriter) -> None:
+    """Let the sampled answers be judged, and freeze the judgements that the run learns from."""
+    recipe = context.recipe
+    frozen = snapshot(context.store, recipe.data.criterion)
+    if recipe.label.by != "none":
+        items = _items_to_judge(context)
+        if recipe.label.by == "simulated":
+            _simulate(context, items)
+        ids = [completion.id for _, completions in items for completion in completions]
+        frozen = snapshot(context.store, recipe.data.criterion, ids)
+        if recipe.label.by == "human" and len(frozen.judgements) < recipe.label.minimum:
+            raise _waiting(context, items, len(frozen.judgements))
+    if not frozen.judgements:
+        raise ValueError(
+            f"the store has no judgements by the criterion {recipe.data.criterion!r}. Import comparisons, or let "
+            'answers be judged (label.by = "human")'
+        )
+    frozen.write(writer.folder / "snapshot.jsonl")
+    writer.extra |= {"snapshot": frozen.hash, "judgements": len(frozen.judgements)}
+
+
+def reward(context: Context, writer: StageWriter) -> None:
+    train, heldout, _ = judged_pairs(context.recipe, _comparisons(context))
+    _train_reward(context, writer, train, heldout, context.recipe.reward, "reward")
+
+
+def judge_model(context: Context, writer: StageWriter) -> None:
+    _, heldout, aside = judged_pairs(context.recipe, _comparisons(context))
+    _train_reward(context, writer, aside, heldout, context.recipe.judge, "judge")
+
+
+def ppo(context: Context, writer: StageWriter) -> None:
+    recipe = context.recipe
+    policy = load_policy(context.run / "sft" / "model")
+    reward_model = load_reward_model(context.run / "reward" / "model")
+    with context.log(writer) as log:
+        value_head = train_ppo(
+            policy,
+            context.data.train,
+            model_scorer(reward_model, recipe.ppo.micro_batch_tokens),
+            recipe.ppo,
+            context.seed("ppo"),
+            log,
+            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            observe=_observer(context),
+        )
+    policy.save(writer.folder / "model")
+    save_file(value_head.state_dict(), writer.folder / "model" / "value_head.safetensors")
+
+
+def dpo(context: Context, writer: StageWriter) -> None:
+    recipe = context.recipe
+    policy = load_policy(context.run / "sft" / "model")
+    train, heldout, _ = judged_pairs(recipe, _comparisons(context))
+    groups, heldout_groups = (_encode(context, policy, part) for part in (train, heldout))
+    with context.log(writer) as log:
+        writer.extra |= train_dpo(policy, groups, heldout_groups, recipe.dpo, context.seed("dpo"), log)
+    policy.save(writer.folder / "model")
+
+
+def evaluation(context: Context, writer: StageWriter) -> None:
+    """Every trained policy against the supervised one, on held-out prompts that no stage has trained on."""
+    recipe = context.recipe
+    prompts = context.data.heldout[: recipe.evaluate.prompts]
+    name, judge_answers = _judge(context)
+    reference = load_policy(context.run / "sft" / "model")
+    before = _answers(context, reference, reference, prompts, judge_answers)
+    for algorithm in recipe.algorithms:
+        policy = load_policy(context.run / algorithm / "model")
+        after = _answers(context, policy, reference, prompts, judge_answers)
+        report, samples = compare(algorithm, after, "sft", before, prompts, name)
+        if name == TRAINED_JUDGE:
+            report["alarms"].insert(0, NO_JUDGE)
+        write_json(writer.folder / f"{algorithm}.json", report)
+        write_lines(writer.folder / f"{algorithm}.samples.jsonl", samples)
+
+
+TRAINED_JUDGE = "the trained reward model itself"
+NO_JUDGE = (
+    "The judge is the reward model that the policy was trained on, so these figures show how well it was optimised, "
+    "not whether the answers are better. Set judge.fraction to keep comparisons for an independent one."
+)
+
+
+# Parts of stages
+
+
+def _check_context(policy: Policy, recipe: Recipe) -> None:
+    longest = recipe.data.max_prompt_tokens + max(
+        recipe.data.max_response_tokens, recipe.ppo.max_response_tokens, recipe.evaluate.max_response_tokens
+    )
+    if longest > policy.context:
+        raise ValueError(
+            f"the model reads at most {policy.context} tokens; data.max_prompt_tokens and the longest response "
+            f"together need {longest}. Lower data.max_prompt_tokens, data.max_response_tokens, "
+            "ppo.max_response_tokens or evaluate.max_response_tokens"
+        )
+
+
+def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Rendered]:
+    """Demonstrations as token sequences; prompts cut to the limit, too long answers left out, both reported."""
+    limits, result, cut = context.recipe.data, [], 0
+    for prompt, answer in pairs:
+        _, fitted = policy.chat.fitted_prompt_ids(prompt, limits.max_prompt_tokens)
+        cut += fitted is not prompt
+        rendered = policy.chat.answered(fitted, answer, context.recipe.sft.loss_on)
+        if policy.chat.answered(fitted, answer).response_tokens <= limits.max_response_tokens:
+            result.append(rendered)
+    if cut:
+        context.note(f"{cut} of {len(pairs)} prompts were cut to {limits.max_prompt_tokens} tokens.")
+    if len(result) < len(pairs):
+        context.note(
+            f"{len(pairs) - len(result)} of {len(pairs)} demonstrations are longer than "
+            f"{limits.max_response_tokens} tokens and were left out."
+        )
+    return result
+
+
+def _encode(context: Context, model: Policy | RewardModel, found: Sequence[Comparison]) -> list[PreferenceGroup]:
+    limits = context.recipe.data
+    groups, left_out = encode(model.chat, found, limits.max_prompt_tokens, limits.max_response_tokens)
+    if left_out:
+        context.note(
+            f"{left_out} judged answers are longer than {limits.max_response_tokens} tokens and were left out."
+        )
+    return groups
+
+
+def _train_reward(
+    context: Context,
+    writer: StageWriter,
+    train: Sequence[Comparison],
+    heldout: Sequence[Comparison],
+    config: RewardConfig | JudgeConfig,
+    stage: str,
+) -> None:
+    seed = context.seed(stage)
+    policy = load_policy(context.run / "sft" / "model")
+    model = RewardModel.from_policy(policy.model, policy.tokenizer, seed)
+    groups, heldout_groups = (_encode(context, model, part) for part in (train, heldout))
+    with context.log(writer) as log:
+        train_reward(model, groups, heldout_groups, config, seed, log)
+    if heldout_groups:
+        write_json(
+            writer.folder / "evaluation.json", evaluate_reward(model, heldout_groups, config.micro_batch_tokens)
+        )
+    else:
+        context.note("No held-out comparisons: the reward model's accuracy is not known.")
+    writer.extra |= {"snapshot": _manifest(context, "label")["snapshot"], "comparisons": len(groups)}
+    model.save(writer.folder / "model")
+
+
+def _comparisons(context: Context) -> list[Comparison]:
+    return _snapshot(context).comparisons()
+
+
+def _snapshot(context: Context) -> Snapshot:
+    return read_snapshot(context.run / "label" / "snapshot.jsonl")
+
+
+def _manifest(context: Context, stage: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((context.run / stage / "manifest.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
+    """Sampled prompts with at least two different answers."""
+    prompts = {prompt.id: prompt for prompt in [*context.data.train, *context.data.heldout]}
+    answers: dict[str, list[Completion]] = {}
+    for row in read_lines(context.run / "sample" / "completions.jsonl"):
+        completion = Completion.model_validate(row)
+        answers.setdefault(completion.prompt_id, []).append(completion)
+    return [(prompts[key], found) for key, found in answers.items() if len(found) > 1]
+
+
+def _simulate(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]) -> None:
+    world, seed = context.world, context.seed("label")
+    assert world is not None, "checked by the recipe"
+    context.store.add(
+        judge(annotator, prompt, completions, world.utility, seed)
+        for (prompt, completions), annotator in assign(items, PANEL, context.recipe.label.overlap, seed)
+    )
+
+
+def _waiting(
+    context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int
+) -> WaitingForPeopleError:
+    sheet = context.run / "to-judge.jsonl"
+    if not sheet.exists():
+        write_sheet(sheet, items, criterion=context.recipe.data.criterion)
+    return WaitingForPeopleError(
+        f"{len(items)} pairs of answers wait for somebody's judgement ({found} judged so far, "
+        f"{context.recipe.label.minimum} needed).\n"
+        f'  1. Open {sheet} and set "choice" to "1", "2" or "tie" where you have an opinion.\n'
+        f"  2. prefloop import {sheet}\n"
+        f"  3. prefloop run\n"
+        "The run goes on where it stopped."
+    )
+
+
+def _sample(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    context: Context,
+    temperature: float,
+    batch_size: int,
+    purpose: str,
+    answers: int = 1,
+) -> Rollout:
+    return sample(
+        policy.model,
+        [policy.chat.fitted_prompt_ids(p, context.recipe.data.max_prompt_tokens)[0] for p in prompts],
+        eos_id=policy.chat.eos_id,
+        max_response_tokens=context.recipe.evaluate.max_response_tokens,
+        temperature=temperature,
+        seed=context.seed(purpose),
+        answers=answers,
+        batch_size=batch_size,
+    )
+
+
+def _observer(context: Context) -> Callable[[Sequence[Prompt], Sequence[str]], Metrics] | None:
+    """The true reward beside the learned one, for the report. Training never sees it."""
+    world = context.world
+    if world is None:
+        return None
+    return lambda prompts, texts: {
+        "true_reward": sum(world.utility(p.text, t) for p, t in zip(prompts, texts, strict=True)) / len(texts)
+    }
+
+
+def _judge(context: Context) -> tuple[str, Judge]:
+    """Who decides the evaluation: the true preference, a reward model kept apart, or, failing both, the trained one."""
+    world = context.world
+    if world is not None:
+        return "true preference", lambda prompts, texts: [
+            world.judge(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)
+        ]
+    stage = "judge" if context.recipe.judge.fraction else "reward"
+    if stage == "reward":
+        warnings.warn(NO_JUDGE, stacklevel=2)
+    model = load_reward_model(context.run / stage / "model")
+
+    def scores(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[dict[str, float]]:
+        return [{"score": score} for score in _learned(context, model, prompts, texts)]
+
+    return ("held-out reward model" if stage == "judge" else TRAINED_JUDGE), scores
+
+
+def _learned(
+    context: Context, model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str]
+) -> list[float]:
+    limit = context.recipe.data.max_prompt_tokens
+    sequences = [
+        model.chat.answered(model.chat.fitted_prompt_ids(prompt, limit)[1], text)
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    scores: list[float] = model.score(sequences).tolist()
+    return scores
+
+
+def _answers(
+    context: Context, policy: Policy, reference: Policy, prompts: Sequence[Prompt], judge_answers: Judge
+) -> Answers:
+    """One policy's answers, scored. Both sides of a comparison draw with the same random numbers."""
+    config = context.recipe.evaluate
+    rollout = _sample(policy, prompts, context, config.temperature, config.batch_size, "evaluation")
+    texts = [policy.chat.text(rollout.response_ids(row)) for row in range(len(rollout))]
+    ref_log_probs = score_responses(reference.model, rollout.sequences(), 8192, config.temperature)
+    kl = rollout.log_probs[rollout.mask].sum() - torch.cat(ref_log_probs).sum()
+    reward_model = load_reward_model(context.run / "reward" / "model")
+    return Answers(
+        texts=texts,
+        tokens=rollout.lengths.tolist(),
+        learned=_learned(context, reward_model, prompts, texts),
+        judged=judge_answers(prompts, texts),
+        kl=float(kl) / len(rollout),
+    )
+
+
+STAGES: dict[str, Callable[[Context, StageWriter], None]] = {
+    "pretrain": pretrain,
+    "sft": sft,
+    "sample": sample_answers,
+    "label": label,
+    "reward": reward,
+    "judge": judge_model,
+    "ppo": ppo,
+    "dpo": dpo,
+    "evaluation": evaluation,
+}

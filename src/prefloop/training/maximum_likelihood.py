@@ -1,0 +1,68 @@
+"""Next-token training, the loss on chosen tokens only: pretraining and supervised fine-tuning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefloop.chat import Rendered
+from prefloop.config import Optimisation
+from prefloop.models.forward import micro_batches, pad, response_log_probs, score_responses
+from prefloop.training.loop import Log, Metrics, Optimiser, is_checkpoint, shuffled_batches
+
+
+def fit(
+    model: Any,
+    sequences: Sequence[Rendered],
+    heldout: Sequence[Rendered],
+    config: Optimisation,
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    log: Log,
+) -> Metrics:
+    """Minimise −log π(token) over the masked-in tokens; ``model`` is changed in place.
+
+    Returns:
+        ``eval_loss``: mean over the held-out tokens, nats; NaN is never returned: without held-out data the key
+        is absent.
+    """
+    started, tokens = time.perf_counter(), 0
+    optimiser = Optimiser(model.parameters(), config, steps)
+    result: Metrics = {}
+    model.train()
+    torch.manual_seed(seed)  # dropout
+    for step, batch in enumerate(shuffled_batches(sequences, batch_size, steps, seed), start=1):
+        groups = [
+            [batch[i] for i in rows] for rows in micro_batches([len(s) for s in batch], config.micro_batch_tokens)
+        ]
+        count = sum(sequence.response_tokens for sequence in batch)
+        tokens += count
+        line = optimiser.step(groups, _negative_log_likelihood(model), count)
+        if heldout and is_checkpoint(step, steps):
+            result = {"eval_loss": heldout_loss(model, heldout, config.micro_batch_tokens)}
+            line |= result
+        log({"step": step, **line, "tokens": tokens, "seconds": time.perf_counter() - started})
+    model.eval()
+    return result
+
+
+def heldout_loss(model: Any, sequences: Sequence[Rendered], max_tokens: int) -> float:
+    """Mean −log π over all masked-in tokens of held-out sequences, nats."""
+    training = model.training
+    model.eval()
+    log_probs = torch.cat(score_responses(model, sequences, max_tokens))
+    model.train(training)
+    return float(-log_probs.double().mean())
+
+
+def _negative_log_likelihood(model: Any) -> Callable[[list[Rendered]], tuple[Tensor, dict[str, Tensor]]]:
+    def loss(sequences: list[Rendered]) -> tuple[Tensor, dict[str, Tensor]]:
+        return -response_log_probs(model, pad(sequences, model.device)), {}
+
+    return loss
