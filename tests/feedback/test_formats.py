@@ -301,7 +301,9 @@ def test_the_better_answer_is_not_always_shown_first(tmp_path: Path, store: Stor
 @pytest.fixture
 def items(store: Store) -> list[tuple[Prompt, list[Completion]]]:
     talk = Prompt(
-        messages=tuple(Message(**say(r, c)) for r, c in [("user", "a"), ("assistant", "b"), ("user", "c")])
+        messages=tuple(
+            Message.model_validate(say(r, c)) for r, c in [("user", "a"), ("assistant", "b"), ("user", "c")]
+        )
     )
     made = [
         (

@@ -218,6 +218,9 @@ HABITS: dict[str, float] = {
 }
 """How often a demonstration is written in which habit."""
 
+SAYINGS = 4
+"""How often a document to pretrain on says the same thing."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -424,12 +427,21 @@ def without(request: str, slot: str) -> str:
 def pretraining_text(n: int, seed: int) -> list[str]:
     """``n`` plain documents from the training messages: words and copying, before any conversation.
 
-    A third are messages alone, a third a message and its rewrite, a third the other way round.
+    Each is a thread in which one request is said :data:`SAYINGS` times, now as a message, now as a rewrite. Said
+    once, names and numbers are noise to a model; said again, they can only be learnt by looking back, which is
+    what a rewriter has to do.
     """
     rng = random.Random(f"prefloop text {seed}")
     documents = []
     for _ in range(n):
-        text = sample_message(rng, "train")
-        answer = write_demonstration(Prompt.of(text), rng)
-        documents.append(rng.choice((text, f"{text}\n{answer}", f"{answer}\n{text}")))
+        facts = read(sample_message(rng, "train"))
+        documents.append("\n".join(_say(facts, rng) for _ in range(SAYINGS)))
     return documents
+
+
+def _say(facts: Facts, rng: random.Random) -> str:
+    """One request in any wording, all facts kept."""
+    if rng.random() < 0.5:
+        before, after = REGISTERS[rng.choice(tuple(REGISTERS))]
+        return message(facts, rng.choice(facts.intent.forms), rng.choice(before), rng.choice(after))
+    return demonstrate(facts, rng.choice(("good", "padded", "curt")), rng)

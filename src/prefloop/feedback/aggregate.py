@@ -70,7 +70,7 @@ def comparisons(
     answers = {completion.id: completion for completion in completions}
     weights = _checked(weights or {})
     criteria: set[str] = set()
-    # Votes are collected first and added in sorted order: floating-point sums depend on the order otherwise.
+    # Votes are collected first and added exactly (fsum): a running sum would depend on their order.
     cast: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     seen: dict[str, dict[str, str]] = defaultdict(dict)
     for judgement in judgements:

@@ -292,9 +292,10 @@ class _File:
     def _compared(self, row: Row, turns: Turns, chosen: str, rejected: str) -> list[AnyRecord]:
         if chosen == rejected:
             raise RowError(_EQUAL)
+        prompt, strength = _prompt(turns, split_of(row)), strength_of(row)
+        # Nothing below fails: a bad row is neither noted nor numbered.
         if not chosen.strip() or not rejected.strip():
             self._note("an answer is empty")
-        prompt = _prompt(turns, split_of(row))
         best = Completion(prompt_id=prompt.id, text=chosen, origin=self._origin)
         other = Completion(prompt_id=prompt.id, text=rejected, origin=self._origin)
         key = self._number("imported", best.id, other.id)
@@ -306,7 +307,7 @@ class _File:
             source="imported",
             shown=(other.id, best.id) if flipped else (best.id, other.id),
             ranks=(2, 1) if flipped else (1, 2),
-            strength=strength_of(row),
+            strength=strength,
             created=self._created,
         )
         return [prompt, best, other, judgement]

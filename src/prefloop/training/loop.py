@@ -42,7 +42,12 @@ class Optimiser:
         self._warmup = math.ceil(config.warmup_fraction * steps)
         self._done = 0
         self._adam = torch.optim.AdamW(
-            self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=eps, fused=True
+            self._parameters,
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            eps=eps,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
 
     @property

@@ -1,0 +1,263 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from prefloop.config import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Turn human preferences into a better language model.\n\n"
+    "New here? `prefloop demo` runs the whole loop on an embedded world in a few minutes: a small model is trained, "
+    "its answers are judged, a reward model learns from the judgements, PPO and DPO train against them, and a report "
+    "shows what came of it.",
+)
+console = Console()
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one field of the recipe, for example `--set ppo.kl_coef=0.1`. Repeatable."),
+]
+ModelFolder = Annotated[str, typer.Argument(help="A model folder, such as `runs/demo/ppo/model`, or a hub name.")]
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one clear message, not a traceback."""
+    from prefloop.stop import StopError
+
+    try:
+        app()
+    except StopError as stop:
+        console.print(Text(str(stop)))
+        sys.exit(0)
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("PREFLOOP_TRACEBACK"):
+            raise
+        message = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        Console(stderr=True).print(Text(f"error: {message}", style="red"))
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. Finished stages are kept; the same command goes on from there.")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def demo(
+    algorithm: Annotated[
+        Literal["ppo", "dpo", "both"], typer.Option(help="What is trained from the preferences.")
+    ] = "both",
+    seed: Annotated[int, typer.Option(help="Another seed, another world and another run.", min=0)] = 0,
+    human: Annotated[
+        bool, typer.Option("--human", help="Stop at the labelling step: you judge instead of simulated annotators.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="The project folder that is made.")] = Path("prefloop-demo"),
+    settings: Settings = None,
+) -> None:
+    """The whole loop on the embedded world: a text rewriter that learns from preferences."""
+    from prefloop.config import dump_recipe, make_recipe
+    from prefloop.demo.recipe import demo_table
+
+    name = f"seed-{seed}-human" if human else f"seed-{seed}"
+    recipe = make_recipe(demo_table(name, seed, algorithm, human), settings or [], where="demo")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prefloop.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+    _run(recipe, folder, folder)
+
+
+@app.command()
+def init(
+    name: Annotated[Path, typer.Argument(help="The folder to make.")],
+) -> None:
+    """Make a project folder with a recipe to start from and an empty store."""
+    from prefloop.demo.recipe import starter_text
+    from prefloop.feedback.store import Store
+
+    if (name / "prefloop.toml").exists():
+        raise ValueError(f"{name / 'prefloop.toml'} is there already; nothing was changed")
+    name.mkdir(parents=True, exist_ok=True)
+    (name / "prefloop.toml").write_text(starter_text(name.resolve().name), encoding="utf-8")
+    Store.open(name / "feedback.db").close()
+    console.print(
+        f"Made {name}. Next:\n"
+        f"  cd {name}\n"
+        "  prefloop import FILE.jsonl     comparisons (chosen, rejected) or demonstrations (prompt, response)\n"
+        "  prefloop run                   set model.path in prefloop.toml first, or pretrain a small model",
+        markup=False,
+        highlight=False,
+    )
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")] = Path("prefloop.toml"),
+    settings: Settings = None,
+) -> None:
+    """Run a recipe, or go on with it: stages whose inputs did not change are skipped.
+
+    The project is the current folder: its `feedback.db` holds the data, its `runs/` the results. Paths in the recipe
+    start at the recipe's own folder.
+    """
+    from prefloop.config import load_recipe
+
+    _run(load_recipe(recipe, settings or []), Path.cwd(), recipe.resolve().parent)
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="JSON lines: comparisons, demonstrations or judging sheets.")],
+    format: Annotated[
+        Literal["dialogue", "comparison", "demonstration", "sheet"] | None,
+        typer.Option(help="Found by looking, unless given."),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and say which.")] = False,
+) -> None:
+    """Import comparisons, demonstrations or judged sheets into this project's store."""
+    from prefloop.feedback.formats import import_file
+    from prefloop.feedback.store import Store
+
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file}: there is no such file")
+    with Store.open("feedback.db") as store:
+        for file in files:
+            report = import_file(store, file, format, skip_bad=skip_bad)
+            added = report.added
+            console.print(
+                f"{file}: {report.rows} rows ({report.format}): {added.prompts} new prompts, "
+                f"{added.completions} completions, {added.judgements} judgements, "
+                f"{added.demonstrations} demonstrations",
+                markup=False,
+                highlight=False,
+            )
+            for reason, lines in report.skipped.items():
+                numbers = ", ".join(map(str, lines[:5])) + (", …" if len(lines) > 5 else "")
+                console.print(Text(f"  {len(lines)} rows left out: {reason} (line {numbers})", style="yellow"))
+            for what, count in report.noted.items():
+                console.print(Text(f"  {count} rows: {what}", style="dim"))
+
+
+@app.command()
+def sample(
+    model: ModelFolder,
+    prompts: Annotated[int, typer.Option(help="How many of the store's training prompts to answer.", min=1)] = 100,
+    answers: Annotated[int, typer.Option(help="Answers to each prompt.", min=2)] = 2,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    max_response_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    sheet: Annotated[Path, typer.Option(help="The judging sheet that is written.")] = Path("to-judge.jsonl"),
+) -> None:
+    """Sample answers to the store's prompts, keep them in the store, and write a sheet for people to judge."""
+    from prefloop.feedback.store import Store
+    from prefloop.models.policy import load_policy
+    from prefloop.tasks import sample_to_sheet
+
+    policy = load_policy(model)
+    with Store.open("feedback.db", create=False) as store:
+        rows = sample_to_sheet(
+            policy, store, sheet, model, prompts, answers, temperature, max_response_tokens, seed
+        )
+    console.print(
+        f"{rows} prompts with {answers} answers each: {sheet}\n"
+        'Set "choice" in each line, then: '
+        f"prefloop import {sheet}",
+        markup=False,
+        highlight=False,
+    )
+
+
+@app.command()
+def evaluate(
+    after: Annotated[str, typer.Argument(help="The model folder to judge.")],
+    before: Annotated[str, typer.Argument(help="The model folder it is compared with.")],
+    judge: Annotated[str, typer.Option(help="A reward model folder; the recipe's world judges when not given.")] = "",
+    recipe: Annotated[Path, typer.Option(help="Whose held-out prompts and settings are used.")] = Path(
+        "prefloop.toml"
+    ),
+    settings: Settings = None,
+) -> None:
+    """Compare two policies on held-out prompts: win rate with its interval, length, KL, alarms."""
+    from prefloop.config import load_recipe
+    from prefloop.console import comparison_table
+    from prefloop.tasks import evaluate_pair
+
+    loaded = load_recipe(recipe, settings or [])
+    console.print(comparison_table(evaluate_pair(loaded, Path.cwd(), recipe.resolve().parent, after, before, judge)))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder, such as `runs/NAME`.")],
+) -> None:
+    """Write `report.html` from a run folder's files."""
+    from prefloop.report import write_report
+
+    console.print(f"Report: {write_report(folder)}", markup=False, highlight=False)
+
+
+@app.command()
+def inspect(
+    model: ModelFolder,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="JSON lines to show; the store's demonstrations when not given.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many to show.", min=1)] = 3,
+    loss_on: Annotated[Literal["all", "last"], typer.Option(help="As `sft.loss_on`.")] = "last",
+) -> None:
+    """Show conversations as the model reads them: every token, and in colour those that are trained on."""
+    from prefloop.tasks import coloured_examples
+
+    for text in coloured_examples(model, file, count, loss_on):
+        console.print(text)
+
+
+@app.command()
+def chat(
+    model: ModelFolder,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", min=0.0)] = 0.7,
+    max_response_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    single: Annotated[bool, typer.Option("--single", help="Forget the conversation after each answer.")] = False,
+) -> None:
+    """Talk to a policy. An empty line ends the conversation."""
+    from prefloop.models.policy import load_policy
+    from prefloop.tasks import converse
+
+    policy = load_policy(model)
+    console.print("An empty line ends the conversation.", style="dim")
+    answers = converse(policy, temperature, max_response_tokens, seed, single)
+    next(answers)
+    while text := _ask():
+        console.print(Text(answers.send(text)))
+        next(answers)
+
+
+def _ask() -> str:
+    try:
+        return console.input("[bold]> [/bold]").strip()
+    except EOFError:
+        return ""
+
+
+def _run(recipe: Recipe, project: Path, folder: Path) -> None:
+    from prefloop.console import RunDisplay, summary_table
+    from prefloop.pipeline import run as run_recipe
+    from prefloop.runs import read_json
+
+    with RunDisplay(recipe.stages, console) as display:
+        path = run_recipe(recipe, project, folder=folder, listener=display)
+    console.print(summary_table(read_json(path / "summary.json"), path / "report.html"))

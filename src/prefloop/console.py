@@ -1,0 +1,147 @@
+"""What a run looks like in a terminal: a live table of stages, and a summary at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "pretrain": (("loss", "loss", ".2f"), ("held-out", "eval_loss", ".2f")),
+    "sft": (("loss", "loss", ".2f"), ("held-out", "eval_loss", ".2f")),
+    "reward": (("loss", "loss", ".2f"), ("held-out accuracy", "eval_accuracy", ".0%")),
+    "judge": (("loss", "loss", ".2f"), ("held-out accuracy", "eval_accuracy", ".0%")),
+    "ppo": (
+        ("reward", "reward", "+.2f"),
+        ("true", "true_reward", ".3f"),
+        ("KL", "kl", ".1f"),
+        ("entropy", "entropy", ".2f"),
+        ("tokens", "response_tokens", ".0f"),
+    ),
+    "dpo": (("loss", "loss", ".2f"), ("accuracy", "accuracy", ".0%"), ("margin", "margin", "+.2f")),
+}
+"""The figures of each stage that are worth watching: label, key, format."""
+
+MEANINGS = {
+    "pretrain": "a small model from plain text",
+    "sft": "learn from demonstrations",
+    "sample": "answer prompts",
+    "label": "have the answers judged",
+    "reward": "learn what is preferred",
+    "judge": "learn it again, for the evaluation",
+    "ppo": "train against the learned reward",
+    "dpo": "train on the preferences directly",
+    "evaluation": "compare on held-out prompts",
+}
+
+
+@dataclass
+class _Row:
+    state: str = "waiting"
+    progress: float = 0.0
+    started: float = 0.0
+    seconds: float = 0.0
+    figures: dict[str, float] | None = None
+
+
+class RunDisplay:
+    """Shows a run while it goes on: in place on a terminal, line by line elsewhere."""
+
+    def __init__(self, stages: Sequence[str], console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._rows = {stage: _Row(figures={}) for stage in stages}
+        self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def started(self, stage: str) -> None:
+        self._rows[stage].state, self._rows[stage].started = "running", time.perf_counter()
+
+    def skipped(self, stage: str) -> None:
+        self._rows[stage].state = "unchanged"
+        self._tell(stage)
+
+    def line(self, stage: str, metrics: dict[str, float]) -> None:
+        row = self._rows[stage]
+        assert row.figures is not None
+        row.figures |= metrics
+        row.progress = metrics.get("progress", row.progress)
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text, style="yellow"))
+
+    def finished(self, stage: str, seconds: float) -> None:
+        self._rows[stage].state, self._rows[stage].seconds = "done", seconds
+        self._tell(stage)
+
+    def _tell(self, stage: str) -> None:
+        if not self._console.is_terminal:
+            row = self._rows[stage]
+            self._console.print(f"{stage:<11}{row.state:<10}{row.seconds:6.1f} s  {_figures(stage, row)}")
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for stage, row in self._rows.items():
+            seconds = time.perf_counter() - row.started if row.state == "running" else row.seconds
+            style = {"done": "green", "unchanged": "green", "running": "bold cyan"}.get(row.state, "dim")
+            bar = ProgressBar(total=1.0, completed=row.progress, width=16) if row.state == "running" else ""
+            table.add_row(
+                Text(stage, style=style),
+                bar or Text(row.state, style=style),
+                Text(f"{seconds:.0f} s" if seconds else "", style="dim"),
+                Text(_figures(stage, row) or ("" if row.state == "done" else MEANINGS[stage]), style="dim"),
+            )
+        return table
+
+
+def _figures(stage: str, row: _Row) -> str:
+    shown = row.figures or {}
+    return "  ".join(f"{name} {shown[key]:{how}}" for name, key, how in FIGURES.get(stage, ()) if key in shown)
+
+
+def summary_table(summary: dict[str, Any], report: Path) -> Group:
+    """The outcome of a run: every trained policy against the supervised one."""
+    table = Table(title=f"{summary['name']}: against the supervised policy, on held-out prompts", title_justify="left")
+    for heading in ("", "win rate (95 %)", "judge's score", "learned reward", "tokens", "KL"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    alarms: list[Text] = []
+    for name, figures in summary["evaluation"].items():
+        rate = figures["win_rate"]
+        table.add_row(
+            name.upper(),
+            f"{rate['value']:.1%} ({rate['low']:.0%} to {rate['high']:.0%})",
+            f"{figures['true_reward_before']:.3f} → {figures['true_reward_after']:.3f}",
+            f"{figures['learned_reward_before']:+.2f} → {figures['learned_reward_after']:+.2f}",
+            f"{figures['response_tokens_before']:.1f} → {figures['response_tokens_after']:.1f}",
+            f"{figures['kl']:.1f}",
+        )
+        alarms += [Text(f"{name.upper()}: {alarm}", style="yellow") for alarm in figures["alarms"]]
+    first = next(iter(summary["evaluation"].values()), None)
+    judged = [Text(f"Judged by: {first['judge']}, {first['win_rate']['n']} prompts.")] if first else []
+    accuracy = summary["stages"].get("reward", {}).get("accuracy")
+    if accuracy:
+        judged.append(
+            Text(
+                f"Reward model: {accuracy['value']:.1%} of {accuracy['n']} held-out comparisons right "
+                f"({accuracy['low']:.0%} to {accuracy['high']:.0%})."
+            )
+        )
+    spent = Text(f"{summary['seconds']:.0f} s of work, {summary['peak_memory_mb']:.0f} MB at the peak.")
+    return Group(table, *judged, *alarms, spent, Text(f"Report: {report}", style="bold"))
