@@ -152,15 +152,13 @@ class Chat:
             ).removeprefix(self.tokenizer.bos_token if self._prefix else "")
         except Exception as error:
             roles = ", ".join(message.role for message in messages)
-            raise ValueError(
-                f"the tokenizer's chat template refuses a conversation of {roles}: {error}"
-            ) from error
+            raise ValueError(f"the tokenizer's chat template refuses a conversation of {roles}: {error}") from error
 
     def _must_continue(self, start: str, whole: str) -> None:
         if not whole.startswith(start):
             raise ValueError(
                 "the tokenizer's chat template rewrites earlier turns when a later one is added, so what the model "
-                "saw and what it is trained on would differ. Use sft.loss_on = \"last\" with single answers, or "
+                'saw and what it is trained on would differ. Use sft.loss_on = "last" with single answers, or '
                 "another chat_template"
             )
 

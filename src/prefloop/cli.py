@@ -38,13 +38,8 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; what the user can mend is one clear message, not a traceback."""
-    from prefloop.stop import StopError
-
     try:
         app()
-    except StopError as stop:
-        console.print(Text(str(stop)))
-        sys.exit(0)
     except (ValueError, FileNotFoundError) as error:
         if os.environ.get("PREFLOOP_TRACEBACK"):
             raise
@@ -63,7 +58,8 @@ def demo(
     ] = "both",
     seed: Annotated[int, typer.Option(help="Another seed, another world and another run.", min=0)] = 0,
     human: Annotated[
-        bool, typer.Option("--human", help="Stop at the labelling step: you judge instead of simulated annotators.")
+        bool,
+        typer.Option("--human", help="Stop at the labelling step: you judge instead of simulated annotators."),
     ] = False,
     folder: Annotated[Path, typer.Option(help="The project folder that is made.")] = Path("prefloop-demo"),
     settings: Settings = None,
@@ -168,9 +164,7 @@ def sample(
 
     policy = load_policy(model)
     with Store.open("feedback.db", create=False) as store:
-        rows = sample_to_sheet(
-            policy, store, sheet, model, prompts, answers, temperature, max_response_tokens, seed
-        )
+        rows = sample_to_sheet(policy, store, sheet, model, prompts, answers, temperature, max_response_tokens, seed)
     console.print(
         f"{rows} prompts with {answers} answers each: {sheet}\n"
         'Set "choice" in each line, then: '
@@ -213,7 +207,8 @@ def report(
 def inspect(
     model: ModelFolder,
     file: Annotated[
-        Path | None, typer.Option("--file", help="JSON lines to show; the store's demonstrations when not given.")
+        Path | None,
+        typer.Option("--file", help="JSON lines to show; the store's demonstrations when not given."),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="How many to show.", min=1)] = 3,
     loss_on: Annotated[Literal["all", "last"], typer.Option(help="As `sft.loss_on`.")] = "last",
@@ -257,7 +252,12 @@ def _run(recipe: Recipe, project: Path, folder: Path) -> None:
     from prefloop.console import RunDisplay, summary_table
     from prefloop.pipeline import run as run_recipe
     from prefloop.runs import read_json
+    from prefloop.stages import WaitingForPeopleError
 
-    with RunDisplay(recipe.stages, console) as display:
-        path = run_recipe(recipe, project, folder=folder, listener=display)
+    try:
+        with RunDisplay(recipe.stages, console) as display:
+            path = run_recipe(recipe, project, folder=folder, listener=display)
+    except WaitingForPeopleError as waiting:
+        console.print(Text(str(waiting)))
+        return
     console.print(summary_table(read_json(path / "summary.json"), path / "report.html"))

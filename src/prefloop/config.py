@@ -205,8 +205,7 @@ class PPOConfig(Optimisation):
     def _minibatches_fill_the_episodes(self) -> Self:
         if self.episodes % self.minibatch_episodes:
             raise ValueError(
-                f"episodes ({self.episodes}) must be a multiple of "
-                f"minibatch_episodes ({self.minibatch_episodes})"
+                f"episodes ({self.episodes}) must be a multiple of minibatch_episodes ({self.minibatch_episodes})"
             )
         return self
 

@@ -118,30 +118,41 @@ def _figures(stage: str, row: _Row) -> str:
 
 def summary_table(summary: dict[str, Any], report: Path) -> Group:
     """The outcome of a run: every trained policy against the supervised one."""
-    table = Table(title=f"{summary['name']}: against the supervised policy, on held-out prompts", title_justify="left")
-    for heading in ("", "win rate (95 %)", "judge's score", "learned reward", "tokens", "KL"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    alarms: list[Text] = []
-    for name, figures in summary["evaluation"].items():
-        rate = figures["win_rate"]
-        table.add_row(
-            name.upper(),
-            f"{rate['value']:.1%} ({rate['low']:.0%} to {rate['high']:.0%})",
-            f"{figures['true_reward_before']:.3f} → {figures['true_reward_after']:.3f}",
-            f"{figures['learned_reward_before']:+.2f} → {figures['learned_reward_after']:+.2f}",
-            f"{figures['response_tokens_before']:.1f} → {figures['response_tokens_after']:.1f}",
-            f"{figures['kl']:.1f}",
-        )
-        alarms += [Text(f"{name.upper()}: {alarm}", style="yellow") for alarm in figures["alarms"]]
-    first = next(iter(summary["evaluation"].values()), None)
-    judged = [Text(f"Judged by: {first['judge']}, {first['win_rate']['n']} prompts.")] if first else []
+    parts: list[Any] = [comparison_table(list(summary["evaluation"].values()))]
     accuracy = summary["stages"].get("reward", {}).get("accuracy")
     if accuracy:
-        judged.append(
+        parts.append(
             Text(
                 f"Reward model: {accuracy['value']:.1%} of {accuracy['n']} held-out comparisons right "
                 f"({accuracy['low']:.0%} to {accuracy['high']:.0%})."
             )
         )
-    spent = Text(f"{summary['seconds']:.0f} s of work, {summary['peak_memory_mb']:.0f} MB at the peak.")
-    return Group(table, *judged, *alarms, spent, Text(f"Report: {report}", style="bold"))
+    parts.append(Text(f"{summary['seconds']:.0f} s of work, {summary['peak_memory_mb']:.0f} MB at the peak."))
+    return Group(*parts, Text(f"Report: {report}", style="bold"))
+
+
+def comparison_table(comparisons: Sequence[dict[str, Any]]) -> Group:
+    """Win rates and what goes with them, one row a comparison; alarms below."""
+    table = Table(title="On held-out prompts", title_justify="left")
+    for heading in ("", "win rate (95 %)", "judge's score", "learned reward", "tokens", "KL"):
+        table.add_column(heading, justify="right" if heading else "left")
+    below = []
+    for figures in comparisons:
+        rate = figures["win_rate"]
+        table.add_row(
+            f"{figures['name']} against {figures['against']}",
+            f"{rate['value']:.1%} ({rate['low']:.0%} to {rate['high']:.0%})",
+            _change(figures, "true_reward", ".3f"),
+            _change(figures, "learned_reward", "+.2f"),
+            _change(figures, "response_tokens", ".1f"),
+            f"{figures['kl']:.1f}",
+        )
+        below += [Text(f"{figures['name']}: {alarm}", style="yellow") for alarm in figures["alarms"]]
+    judged = [Text(f"Judged by: {f['judge']}, {f['win_rate']['n']} prompts.") for f in comparisons[:1]]
+    return Group(table, *judged, *below)
+
+
+def _change(figures: dict[str, Any], name: str, how: str) -> str:
+    if f"{name}_before" not in figures:
+        return ""
+    return f"{figures[f'{name}_before']:{how}} → {figures[f'{name}_after']:{how}}"

@@ -6,7 +6,6 @@ the stages it reads. A stage whose folder carries the same key is skipped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
@@ -22,7 +21,7 @@ from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
 from prefloop.report import write_report
-from prefloop.runs import RunFolder, peak_memory_mb, write_json, write_text
+from prefloop.runs import RunFolder, peak_memory_mb, read_json, read_lines, write_json, write_text
 from prefloop.stages import STAGES, Context
 from prefloop.training.loop import Metrics, NonFiniteError
 
@@ -114,7 +113,7 @@ def _run_stage(
     started = time.perf_counter()
     context.line = lambda metrics: listener.line(stage, metrics)
     context.note = listener.note
-    inputs = {name: keys[name] for name in READS[stage] if name in keys}
+    inputs: dict[str, str] = {name: keys[name] for name in READS[stage] if name in keys}
     try:
         with runs.writing(stage, keys[stage], inputs, context.recipe.seed) as writer:
             STAGES[stage](context, writer)
@@ -126,9 +125,7 @@ def _run_stage(
     listener.finished(stage, time.perf_counter() - started)
 
 
-def _key(
-    stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: dict[StageName, str]
-) -> str:
+def _key(stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: dict[StageName, str]) -> str:
     """Everything that the stage's result depends on, hashed."""
     sections = recipe.model_dump(mode="json")
     parts: dict[str, Any] = {
@@ -164,21 +161,20 @@ def _base(recipe: Recipe) -> Any:
 
 def _summary(recipe: Recipe, runs: RunFolder) -> dict[str, Any]:
     """The figures that matter, from the stages' files (see docs/run-folder.md)."""
-    manifests = {stage: runs.manifest(stage) or {} for stage in recipe.stages}
+    manifests: dict[str, dict[str, Any]] = {stage: runs.manifest(stage) or {} for stage in recipe.stages}
     stages: dict[str, dict[str, Any]] = {
         stage: {"seconds": manifest["seconds"]} for stage, manifest in manifests.items()
     }
     for stage in ("pretrain", "sft", "dpo"):
         if stage in stages:
-            found = manifests[stage]  # type: ignore[index]
+            found = manifests[stage]
             stages[stage] |= {k: found[k] for k in ("eval_loss", "eval_accuracy") if k in found}
     for stage in ("reward", "judge"):
         path = runs.path / stage / "evaluation.json"
         if stage in stages and path.exists():
-            stages[stage]["accuracy"] = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
+            stages[stage]["accuracy"] = read_json(path)["accuracy"]
     if "ppo" in stages:
-        with (runs.path / "ppo" / "metrics.jsonl").open(encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
+        lines = read_lines(runs.path / "ppo" / "metrics.jsonl")
         stages["ppo"] |= {
             "kl": lines[-1]["kl"],
             "reward_before": lines[0]["reward"],
@@ -190,10 +186,7 @@ def _summary(recipe: Recipe, runs: RunFolder) -> dict[str, Any]:
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "peak_memory_mb": peak_memory_mb(),
         "stages": stages,
-        "evaluation": {
-            name: json.loads((runs.path / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
-            for name in recipe.algorithms
-        },
+        "evaluation": {name: read_json(runs.path / "evaluation" / f"{name}.json") for name in recipe.algorithms},
     }
 
 

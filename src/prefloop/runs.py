@@ -61,9 +61,9 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = read_json(path)
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}). Delete {path.parent} to run the stage again") from None
+            raise ValueError(f"{error}. Delete {path.parent} to run the stage again") from None
         return content
 
     def is_current(self, stage: str, key: str) -> bool:
@@ -102,6 +102,14 @@ class RunFolder:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all; NaN and infinity, which JSON does not have, are refused."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a damaged one is a ValueError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,9 +19,9 @@ from prefloop.dataset import Dataset, Pair, judged_pairs
 from prefloop.demo.world import WORLDS, World
 from prefloop.evaluation.reward_quality import evaluate_reward
 from prefloop.evaluation.win_rate import Answers, Judge, compare
-from prefloop.feedback.aggregate import Comparison, Snapshot, read_snapshot, snapshot
+from prefloop.feedback.aggregate import Comparison, read_snapshot, snapshot
 from prefloop.feedback.formats import write_sheet
-from prefloop.feedback.records import Completion, Prompt
+from prefloop.feedback.records import Completion, Message, Prompt
 from prefloop.feedback.store import Store
 from prefloop.labelers.simulated import PANEL, assign, judge
 from prefloop.models.forward import score_responses
@@ -30,7 +30,7 @@ from prefloop.models.policy import Policy, load_policy, load_reward_model
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import model_scorer
 from prefloop.rollout.sampler import sample
-from prefloop.runs import StageWriter, read_lines, write_json, write_lines
+from prefloop.runs import StageWriter, read_json, read_lines, write_json, write_lines
 from prefloop.seeds import derive
 from prefloop.training.comparisons import PreferenceGroup, encode
 from prefloop.training.dpo import train_dpo
@@ -86,9 +86,7 @@ def pretrain(context: Context, writer: StageWriter) -> None:
     recipe, data, seed = context.recipe, context.data, context.seed("pretrain")
     policy = make_policy(data.documents, recipe.model, seed)
     with context.log(writer) as log:
-        writer.extra |= train_pretrain(
-            policy, data.documents, data.heldout_documents, recipe.pretrain, seed, log
-        )
+        writer.extra |= train_pretrain(policy, data.documents, data.heldout_documents, recipe.pretrain, seed, log)
     policy.save(writer.folder / "model")
 
 
@@ -96,9 +94,7 @@ def sft(context: Context, writer: StageWriter) -> None:
     recipe, data = context.recipe, context.data
     policy = context.base_policy()
     _check_context(policy, recipe)
-    train, heldout = (
-        _render(policy, pairs, context) for pairs in (data.demonstrations, data.heldout_demonstrations)
-    )
+    train, heldout = (_render(policy, pairs, context) for pairs in (data.demonstrations, data.heldout_demonstrations))
     with context.log(writer) as log:
         writer.extra |= train_sft(policy, train, heldout, recipe.sft, context.seed("sft"), log)
     policy.save(writer.folder / "model")
@@ -191,12 +187,13 @@ def evaluation(context: Context, writer: StageWriter) -> None:
     """Every trained policy against the supervised one, on held-out prompts that no stage has trained on."""
     recipe = context.recipe
     prompts = context.data.heldout[: recipe.evaluate.prompts]
-    name, judge_answers = _judge(context)
+    name, judge_answers = choose_judge(context)
+    learned = load_reward_model(context.run / "reward" / "model")
     reference = load_policy(context.run / "sft" / "model")
-    before = _answers(context, reference, reference, prompts, judge_answers)
+    before = answers_of(context, reference, reference, prompts, judge_answers, learned)
     for algorithm in recipe.algorithms:
         policy = load_policy(context.run / algorithm / "model")
-        after = _answers(context, policy, reference, prompts, judge_answers)
+        after = answers_of(context, policy, reference, prompts, judge_answers, learned)
         report, samples = compare(algorithm, after, "sft", before, prompts, name)
         if name == TRAINED_JUDGE:
             report["alarms"].insert(0, NO_JUDGE)
@@ -232,9 +229,12 @@ def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Ren
     for prompt, answer in pairs:
         _, fitted = policy.chat.fitted_prompt_ids(prompt, limits.max_prompt_tokens)
         cut += fitted is not prompt
-        rendered = policy.chat.answered(fitted, answer, context.recipe.sft.loss_on)
-        if policy.chat.answered(fitted, answer).response_tokens <= limits.max_response_tokens:
-            result.append(rendered)
+        rendered = policy.chat.answered(fitted, answer)
+        if rendered.response_tokens > limits.max_response_tokens:
+            continue
+        if context.recipe.sft.loss_on == "all":
+            rendered = policy.chat.render([*fitted.messages, Message(role="assistant", content=answer)], "all")
+        result.append(rendered)
     if cut:
         context.note(f"{cut} of {len(pairs)} prompts were cut to {limits.max_prompt_tokens} tokens.")
     if len(result) < len(pairs):
@@ -271,7 +271,8 @@ def _train_reward(
         train_reward(model, groups, heldout_groups, config, seed, log)
     if heldout_groups:
         write_json(
-            writer.folder / "evaluation.json", evaluate_reward(model, heldout_groups, config.micro_batch_tokens)
+            writer.folder / "evaluation.json",
+            evaluate_reward(model, heldout_groups, config.micro_batch_tokens),
         )
     else:
         context.note("No held-out comparisons: the reward model's accuracy is not known.")
@@ -280,15 +281,11 @@ def _train_reward(
 
 
 def _comparisons(context: Context) -> list[Comparison]:
-    return _snapshot(context).comparisons()
-
-
-def _snapshot(context: Context) -> Snapshot:
-    return read_snapshot(context.run / "label" / "snapshot.jsonl")
+    return read_snapshot(context.run / "label" / "snapshot.jsonl").comparisons()
 
 
 def _manifest(context: Context, stage: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((context.run / stage / "manifest.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(context.run / stage / "manifest.json")
     return content
 
 
@@ -311,9 +308,7 @@ def _simulate(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]
     )
 
 
-def _waiting(
-    context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int
-) -> WaitingForPeopleError:
+def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int) -> WaitingForPeopleError:
     sheet = context.run / "to-judge.jsonl"
     if not sheet.exists():
         write_sheet(sheet, items, criterion=context.recipe.data.criterion)
@@ -358,53 +353,57 @@ def _observer(context: Context) -> Callable[[Sequence[Prompt], Sequence[str]], M
     }
 
 
-def _judge(context: Context) -> tuple[str, Judge]:
-    """Who decides the evaluation: the true preference, a reward model kept apart, or, failing both, the trained one."""
-    world = context.world
-    if world is not None:
+def choose_judge(context: Context, folder: str = "") -> tuple[str, Judge]:
+    """Who decides an evaluation, by name and as a function.
+
+    A reward model from ``folder``; else the world's true preference; else the run's held-out reward model; failing
+    all, the trained reward model, with a warning.
+    """
+    world, limit = context.world, context.recipe.data.max_prompt_tokens
+    if world is not None and not folder:
         return "true preference", lambda prompts, texts: [
             world.judge(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)
         ]
-    stage = "judge" if context.recipe.judge.fraction else "reward"
-    if stage == "reward":
+    name = folder or ("held-out reward model" if context.recipe.judge.fraction else TRAINED_JUDGE)
+    if name == TRAINED_JUDGE:
         warnings.warn(NO_JUDGE, stacklevel=2)
-    model = load_reward_model(context.run / stage / "model")
-
-    def scores(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[dict[str, float]]:
-        return [{"score": score} for score in _learned(context, model, prompts, texts)]
-
-    return ("held-out reward model" if stage == "judge" else TRAINED_JUDGE), scores
+    stage = "judge" if context.recipe.judge.fraction else "reward"
+    model = load_reward_model(folder or context.run / stage / "model")
+    return name, lambda prompts, texts: [{"score": one} for one in _scores(model, prompts, texts, limit)]
 
 
-def _learned(
-    context: Context, model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str]
-) -> list[float]:
-    limit = context.recipe.data.max_prompt_tokens
-    sequences = [
-        model.chat.answered(model.chat.fitted_prompt_ids(prompt, limit)[1], text)
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
-    scores: list[float] = model.score(sequences).tolist()
-    return scores
-
-
-def _answers(
-    context: Context, policy: Policy, reference: Policy, prompts: Sequence[Prompt], judge_answers: Judge
+def answers_of(
+    context: Context,
+    policy: Policy,
+    reference: Policy,
+    prompts: Sequence[Prompt],
+    judge_answers: Judge,
+    learned: RewardModel | None,
 ) -> Answers:
     """One policy's answers, scored. Both sides of a comparison draw with the same random numbers."""
-    config = context.recipe.evaluate
+    config, limit = context.recipe.evaluate, context.recipe.data.max_prompt_tokens
     rollout = _sample(policy, prompts, context, config.temperature, config.batch_size, "evaluation")
     texts = [policy.chat.text(rollout.response_ids(row)) for row in range(len(rollout))]
     ref_log_probs = score_responses(reference.model, rollout.sequences(), 8192, config.temperature)
     kl = rollout.log_probs[rollout.mask].sum() - torch.cat(ref_log_probs).sum()
-    reward_model = load_reward_model(context.run / "reward" / "model")
     return Answers(
         texts=texts,
         tokens=rollout.lengths.tolist(),
-        learned=_learned(context, reward_model, prompts, texts),
+        learned=_scores(learned, prompts, texts, limit) if learned else None,
         judged=judge_answers(prompts, texts),
         kl=float(kl) / len(rollout),
     )
+
+
+def _scores(
+    model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str], max_prompt_tokens: int
+) -> list[float]:
+    sequences = [
+        model.chat.answered(model.chat.fitted_prompt_ids(prompt, max_prompt_tokens)[1], text)
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    scores: list[float] = model.score(sequences).tolist()
+    return scores
 
 
 STAGES: dict[str, Callable[[Context, StageWriter], None]] = {

@@ -83,11 +83,7 @@ def test_fillers_say_nothing_that_a_rewrite_would_have_to_keep():
 
 def test_no_word_stands_for_two_facts():
     known = [word for words in FACT_WORDS.values() for word in words]
-    assert (
-        len(set(known))
-        == len(known)
-        == len(NAMES) + sum(map(len, ITEMS.values())) + len(TIMES) + len(AMOUNTS)
-    )
+    assert len(set(known)) == len(known) == len(NAMES) + sum(map(len, ITEMS.values())) + len(TIMES) + len(AMOUNTS)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +249,4 @@ def test_pretraining_text_comes_from_the_training_split_alone():
 
 
 def test_a_demonstration_needs_nothing_but_the_text():
-    assert grammar.write_demonstration(
-        Prompt.of("Dana, where is the budget? I need it by Friday."), random.Random(1)
-    )
+    assert grammar.write_demonstration(Prompt.of("Dana, where is the budget? I need it by Friday."), random.Random(1))

@@ -22,9 +22,7 @@ from prefloop.feedback.records import Prompt
 MESSAGE = "Dana, where is the budget? I need it by Friday, now."
 IDEAL = "Hi Dana, could you please send me the budget by Friday? Thanks!"
 COUNTED = "Wake up, Ben, you fool, I want 12 copies of the report by noon and stop whining."
-RAMBLING = (
-    "Oh Rosa, it is one of those days again, anyway, cancel the workshop on Monday, but then who knows."
-)
+RAMBLING = "Oh Rosa, it is one of those days again, anyway, cancel the workshop on Monday, but then who knows."
 
 
 def prompts(seed, n=1000):
@@ -61,9 +59,7 @@ def test_ideal_beats_padded_beats_curt_beats_rude_and_unfaithful(seed):
     asked = prompts(seed, 700)
     for prompt in asked:
         facts = grammar.read(prompt.text)
-        value = {
-            habit: utility(prompt.text, grammar.demonstrate(facts, habit, rng)) for habit in grammar.HABITS
-        }
+        value = {habit: utility(prompt.text, grammar.demonstrate(facts, habit, rng)) for habit in grammar.HABITS}
         value["ideal"] = utility(prompt.text, ideal_rewrite(prompt))
         for pair in wins:
             better, worse = pair.split()
@@ -77,9 +73,7 @@ def test_each_habit_is_on_average_worth_what_it_should_be():
     rng = random.Random(4)
     asked = prompts(4, 500)
     mean = {
-        habit: statistics.mean(
-            utility(p.text, grammar.demonstrate(grammar.read(p.text), habit, rng)) for p in asked
-        )
+        habit: statistics.mean(utility(p.text, grammar.demonstrate(grammar.read(p.text), habit, rng)) for p in asked)
         for habit in grammar.HABITS
     }
     order = ["good", "padded", "curt", "rude", "dropped", "changed"]
@@ -200,9 +194,7 @@ def test_brevity_is_full_up_to_enough_and_falls_in_a_line():
 
 def test_utility_weighs_the_parts_and_faithfulness_most():
     assert Parts(politeness=1, brevity=1, faithfulness=1).utility == pytest.approx(1)
-    assert Parts(politeness=0.5, brevity=0.25, faithfulness=0.8).utility == pytest.approx(
-        0.8 * (0.4 + 0.2 + 0.05)
-    )
+    assert Parts(politeness=0.5, brevity=0.25, faithfulness=0.8).utility == pytest.approx(0.8 * (0.4 + 0.2 + 0.05))
     assert Parts(politeness=1, brevity=1, faithfulness=0).utility == 0
     assert Parts(politeness=0, brevity=0, faithfulness=1).utility == pytest.approx(0.4)
 
@@ -216,9 +208,7 @@ def test_every_demonstration_makes_sense():
 
 
 def test_another_way_of_asking_is_as_good():
-    assert (
-        utility(MESSAGE, "Dear Dana, would you share the budget with me by Friday please? Thank you!") > 0.95
-    )
+    assert utility(MESSAGE, "Dear Dana, would you share the budget with me by Friday please? Thank you!") > 0.95
     assert utility(MESSAGE, "Hi Dana, could you kindly send me the budget by Friday? Thanks!") > 0.85
 
 
@@ -229,8 +219,7 @@ def test_case_and_spacing_do_not_matter():
 # --- Any text ----------------------------------------------------------------------------------------
 
 WORDS = sorted(
-    {w for p in grammar.sample_prompts(300, "train", 0) for w in p.text.split()}
-    | {*IDEAL.split(), "é", "12", "🙂"}
+    {w for p in grammar.sample_prompts(300, "train", 0) for w in p.text.split()} | {*IDEAL.split(), "é", "12", "🙂"}
 )
 TEXTS = st.one_of(st.text(max_size=200), st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join))
 

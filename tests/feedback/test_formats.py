@@ -68,17 +68,13 @@ def test_dialogue(tmp_path: Path) -> None:
 
 def test_dialogue_a_marker_that_the_speaker_wrote_stays_in_the_text(tmp_path: Path) -> None:
     chosen = dialogue("Hi", "A poem:\n\nAssistant: Roses. Human: no")
-    prompt, better, worse = one_pair(
-        read(tmp_path, {"chosen": chosen, "rejected": dialogue("Hi", "A poem:")})
-    )
+    prompt, better, worse = one_pair(read(tmp_path, {"chosen": chosen, "rejected": dialogue("Hi", "A poem:")}))
     assert turns(prompt) == [("user", "Hi")]
     assert (better, worse) == ("A poem:\n\nAssistant: Roses. Human: no", "A poem:")
 
 
 def test_dialogue_an_empty_answer_is_noted(tmp_path: Path) -> None:
-    path = lines(
-        tmp_path / "x", {"chosen": "\n\nHuman: Hi\n\nAssistant: ", "rejected": dialogue("Hi", "Boo")}
-    )
+    path = lines(tmp_path / "x", {"chosen": "\n\nHuman: Hi\n\nAssistant: ", "rejected": dialogue("Hi", "Boo")})
     report = ImportReport()
     _, better, worse = one_pair(list(read_file(path, report=report)))
     assert (better, worse) == ("", "Boo")
@@ -211,9 +207,7 @@ DIALOGUE = {"chosen": dialogue("Q", "A"), "rejected": dialogue("Q", "B")}
         ),
     ],
 )
-def test_a_bad_row_is_named(
-    tmp_path: Path, store: Store, good: dict[str, Any], bad: Any, message: str
-) -> None:
+def test_a_bad_row_is_named(tmp_path: Path, store: Store, good: dict[str, Any], bad: Any, message: str) -> None:
     path = lines(tmp_path / "rows.jsonl", good, bad, good)
     with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2: .*({message})"):
         import_file(store, path)
@@ -257,9 +251,7 @@ def test_files_without_rows(tmp_path: Path, store: Store) -> None:
     with pytest.raises(ValueError, match="is empty; expected one JSON object per line"):
         import_file(store, path)
     lines(path, {"question": "Q", "answer": "A"})
-    with pytest.raises(
-        ValueError, match=r"line 1: not in a known format: expected .* found 'question', 'answer'"
-    ):
+    with pytest.raises(ValueError, match=r"line 1: not in a known format: expected .* found 'question', 'answer'"):
         import_file(store, path)
     with pytest.raises(ValueError, match="none of its 1 rows is in a known format"):
         import_file(store, path, skip_bad=True)
@@ -281,9 +273,7 @@ def test_importing_again_adds_nothing_and_equal_rows_are_votes(tmp_path: Path, s
     assert import_file(store, path).added == Counts(prompts=1, completions=3, judgements=3)
     assert import_file(store, path).added == Counts()
     same = lines(tmp_path / "b.jsonl", PAIR)
-    assert import_file(store, same).added == Counts(completions=2, judgements=1), (
-        "another file, another voice"
-    )
+    assert import_file(store, same).added == Counts(completions=2, judgements=1), "another file, another voice"
 
 
 def test_the_better_answer_is_not_always_shown_first(tmp_path: Path, store: Store) -> None:
@@ -310,9 +300,7 @@ def items(store: Store) -> list[tuple[Prompt, list[Completion]]]:
             prompt,
             [Completion(prompt_id=prompt.id, text=f"{i}\n\u2028{n}", origin="policy-7") for n in range(k)],
         )
-        for i, (prompt, k) in enumerate(
-            [(Prompt.of("Q1"), 2), (Prompt.of("Q2"), 3), (talk, 2), (Prompt.of("Q4"), 4)]
-        )
+        for i, (prompt, k) in enumerate([(Prompt.of("Q1"), 2), (Prompt.of("Q2"), 3), (talk, 2), (Prompt.of("Q4"), 4)])
     ]
     for prompt, answers in made:
         store.add([prompt, *answers])
@@ -342,9 +330,7 @@ def test_sheet_round_trip(tmp_path: Path, store: Store, items: list[tuple[Prompt
     assert import_file(store, path).added == Counts()
 
 
-def test_sheet_ties_and_numbers(
-    tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]
-) -> None:
+def test_sheet_ties_and_numbers(tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]) -> None:
     write_sheet(path := tmp_path / "sheet.jsonl", items)
     fill(path, [1, " Tie", "tie", "1=2=3=4"])
     import_file(store, path)
@@ -357,9 +343,7 @@ def test_sheet_a_choice_that_is_none(
 ) -> None:
     write_sheet(path := tmp_path / "sheet.jsonl", items)
     fill(path, ["1", "", "", choice])
-    with pytest.raises(
-        ValueError, match=rf"line 4: field 'choice' is not understood: '{choice}'; expected a number"
-    ):
+    with pytest.raises(ValueError, match=rf"line 4: field 'choice' is not understood: '{choice}'; expected a number"):
         import_file(store, path)
 
 

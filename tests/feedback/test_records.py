@@ -35,10 +35,7 @@ def test_an_id_follows_from_content_and_nothing_else() -> None:
 
 
 def test_the_origin_tells_equal_texts_apart() -> None:
-    assert (
-        Completion(prompt_id="p", text="t", origin="a").id
-        != Completion(prompt_id="p", text="t", origin="b").id
-    )
+    assert Completion(prompt_id="p", text="t", origin="a").id != Completion(prompt_id="p", text="t", origin="b").id
 
 
 def test_an_id_of_other_content_is_refused() -> None:

@@ -63,18 +63,14 @@ METADATA = st.dictionaries(TEXT, st.none() | st.integers(-9, 9) | TEXT | st.list
 
 @st.composite
 def record_sets(draw: st.DrawFn) -> list[AnyRecord]:
-    messages = draw(
-        st.lists(st.builds(Message, role=st.sampled_from(["system", "user"]), content=TEXT), min_size=1)
-    )
+    messages = draw(st.lists(st.builds(Message, role=st.sampled_from(["system", "user"]), content=TEXT), min_size=1))
     prompt = Prompt(
         messages=tuple(messages),
         split=draw(st.sampled_from([None, "train", "heldout"])),
         metadata=draw(METADATA),
     )
     texts = draw(st.lists(TEXT, min_size=2, max_size=5, unique=True))
-    answers = [
-        Completion(prompt_id=prompt.id, text=t, origin=draw(TEXT), metadata=draw(METADATA)) for t in texts
-    ]
+    answers = [Completion(prompt_id=prompt.id, text=t, origin=draw(TEXT), metadata=draw(METADATA)) for t in texts]
     values = draw(st.lists(st.integers(0, 3), min_size=len(texts), max_size=len(texts)))
     return [
         prompt,
@@ -130,9 +126,7 @@ def test_readers_see_one_moment_and_may_stop_half_way(store: Store) -> None:
     now = store.judgements()
     assert [j.id for j in reading] == [str(i) for i in range(1, 1500)]
     assert [j.id for j in now][-2:] == ["new", "correction"]
-    next(
-        store.completions()
-    )  # left half way: warnings are errors in tests, so a leaked connection would show
+    next(store.completions())  # left half way: warnings are errors in tests, so a leaked connection would show
 
 
 # What counts
@@ -287,9 +281,7 @@ def test_two_writers_wait_for_each_other(path: Path, store: Store) -> None:
     assert sorted(ids(store)) == sorted(f"{name}{i}" for name in ("a", "b", "both") for i in range(40))
 
 
-def test_a_writer_that_waits_in_vain_says_so(
-    path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_that_waits_in_vain_says_so(path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     with Store.open(path) as impatient, database.writing(store._engine, "held"):
         assert impatient.counts() == Counts(1, 3, 0, 0), "readers do not wait"
@@ -322,9 +314,7 @@ def test_the_migrations_make_the_tables_of_the_code(store: Store) -> None:
 
 def test_settings_of_the_connection(store: Store) -> None:
     with store._engine.connect() as db:
-        values = [
-            db.scalar(sa.text(f"PRAGMA {name}")) for name in ("journal_mode", "foreign_keys", "busy_timeout")
-        ]
+        values = [db.scalar(sa.text(f"PRAGMA {name}")) for name in ("journal_mode", "foreign_keys", "busy_timeout")]
     assert values == ["wal", 1, 30000]
 
 

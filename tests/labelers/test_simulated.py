@@ -23,9 +23,7 @@ def question(index, *answers):
     """A prompt and one completion for each (utility, words)."""
     prompt = Prompt.of(f"question {index}")
     texts = [f"{u:.4f}" + " word" * (n - 1) for u, n in answers]
-    return prompt, [
-        Completion(prompt_id=prompt.id, text=t, origin=f"writer {i}") for i, t in enumerate(texts)
-    ]
+    return prompt, [Completion(prompt_id=prompt.id, text=t, origin=f"writer {i}") for i, t in enumerate(texts)]
 
 
 def outcomes(annotator, seed, n=3000, answers=None):
@@ -101,9 +99,7 @@ def test_biases_are_recovered_by_logistic_regression(seed):
 
 @SEEDS
 def test_who_clicks_at_random_is_right_half_the_time(seed):
-    rows = outcomes(
-        replace(PANEL[-1], position_bias=3.0, length_bias=3.0), seed, answers=[(0.0, 5), (0.9, 50)]
-    )
+    rows = outcomes(replace(PANEL[-1], position_bias=3.0, length_bias=3.0), seed, answers=[(0.0, 5), (0.9, 50)])
     right = sum(left == (u[0] > u[1]) for left, u, _ in rows)
     assert abs(right - len(rows) / 2) < 4 * math.sqrt(len(rows) / 4)
     assert abs(sum(left for left, _, _ in rows) - len(rows) / 2) < 4 * math.sqrt(len(rows) / 4)
@@ -223,9 +219,7 @@ def test_the_utility_sees_prompt_and_answer():
 
 def test_reading_takes_as_long_as_reading_takes():
     def median_seconds(annotator, n_words):
-        given = [
-            judge(annotator, *question(i, (0.1, n_words), (0.2, n_words)), quality, 0) for i in range(300)
-        ]
+        given = [judge(annotator, *question(i, (0.1, n_words), (0.2, n_words)), quality, 0) for i in range(300)]
         return float(np.median([j.seconds for j in given]))
 
     slow = Annotator("a", words_per_minute=120)

@@ -309,9 +309,7 @@ def test_an_interval_is_read(demo: Path) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if not CHROMIUM.exists():
-        pytest.skip(
-            f"{CHROMIUM} is missing: install the Debian package chromium to test the page in a browser"
-        )
+        pytest.skip(f"{CHROMIUM} is missing: install the Debian package chromium to test the page in a browser")
     from playwright.sync_api import sync_playwright
 
     quiet = ["background-networking", "component-update", "sync"]

@@ -24,8 +24,6 @@ def token_entropy(logits: Float[Tensor, "N V"], temperature: float = 1.0) -> Flo
     return -(log_probs.exp() * log_probs).sum(1)
 
 
-def sequence_sums(
-    values: Float[Tensor, " N"], rows: Int[Tensor, " N"], sequences: int
-) -> Float[Tensor, " B"]:
+def sequence_sums(values: Float[Tensor, " N"], rows: Int[Tensor, " N"], sequences: int) -> Float[Tensor, " B"]:
     """Sum the tokens' values of each sequence; ``rows[n]`` is the sequence that token n belongs to."""
     return values.new_zeros(sequences).index_add(0, rows, values)

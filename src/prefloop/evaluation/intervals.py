@@ -33,7 +33,12 @@ def wilson(successes: float, n: int) -> Estimate:
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     # In exact arithmetic the interval holds p and stays in [0, 1]; rounding may leave it by one unit.
-    return {"value": p, "low": max(0.0, min(p, centre - half)), "high": min(1.0, max(p, centre + half)), "n": n}
+    return {
+        "value": p,
+        "low": max(0.0, min(p, centre - half)),
+        "high": min(1.0, max(p, centre + half)),
+        "n": n,
+    }
 
 
 def length_controlled(outcomes: Sequence[float], length_differences: Sequence[float]) -> Estimate | None:

@@ -18,9 +18,7 @@ BINS = 10
 
 
 @torch.no_grad()
-def evaluate_reward(
-    reward: RewardModel, groups: Sequence[PreferenceGroup], max_tokens: int = 8192
-) -> dict[str, Any]:
+def evaluate_reward(reward: RewardModel, groups: Sequence[PreferenceGroup], max_tokens: int = 8192) -> dict[str, Any]:
     """The content of ``reward/evaluation.json`` (see docs/run-folder.md).
 
     Accuracy is over pairs: the share whose majority the model's sign agrees with. Pairs without a majority (ties)
@@ -107,7 +105,11 @@ def _by_agreement(
         return []
     share = np.round(majority / votes, 3)
     return [
-        {"agreement": float(level), "accuracy": float(correct[share == level].mean()), "n": int((share == level).sum())}
+        {
+            "agreement": float(level),
+            "accuracy": float(correct[share == level].mean()),
+            "n": int((share == level).sum()),
+        }
         for level in np.unique(share)
     ]
 

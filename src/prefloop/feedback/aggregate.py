@@ -85,15 +85,11 @@ def comparisons(
                     text = answers[key].text
                     seen[judgement.prompt_id][text] = min(key, seen[judgement.prompt_id].get(text, key))
     if len(criteria) > 1:
-        raise ValueError(
-            f"judgements of several criteria do not add up: {', '.join(sorted(criteria))}; choose one"
-        )
+        raise ValueError(f"judgements of several criteria do not add up: {', '.join(sorted(criteria))}; choose one")
     return [_comparison(by_id[key], seen[key], cast[key]) for key in sorted(cast)]
 
 
-def _comparison(
-    prompt: Prompt, seen: Mapping[str, str], cast: Mapping[tuple[str, str], list[float]]
-) -> Comparison:
+def _comparison(prompt: Prompt, seen: Mapping[str, str], cast: Mapping[tuple[str, str], list[float]]) -> Comparison:
     texts = tuple(sorted(seen))
     place = {text: index for index, text in enumerate(texts)}
     wins = sorted((place[one], place[other], math.fsum(cast[one, other])) for one, other in cast)
@@ -107,13 +103,9 @@ def _checked(weights: Mapping[str, float]) -> Mapping[str, float]:
     return weights
 
 
-def _check_known(
-    judgement: Judgement, prompts: Mapping[str, Prompt], answers: Mapping[str, Completion]
-) -> None:
+def _check_known(judgement: Judgement, prompts: Mapping[str, Prompt], answers: Mapping[str, Completion]) -> None:
     if judgement.prompt_id not in prompts:
-        raise ValueError(
-            f"judgement {judgement.id} is about prompt {judgement.prompt_id}, which was not given"
-        )
+        raise ValueError(f"judgement {judgement.id} is about prompt {judgement.prompt_id}, which was not given")
     for key in judgement.shown:
         if key not in answers:
             raise ValueError(f"judgement {judgement.id} shows completion {key}, which is missing")
@@ -227,9 +219,7 @@ def read_snapshot(path: str | Path) -> Snapshot:
     except KeyError as error:
         raise ValueError(f"{path} was changed: the prompt or completion {error} is missing") from error
     if made.hash != wanted:
-        raise ValueError(
-            f"{path} was changed: its content has the hash {made.hash}, its header says {wanted}"
-        )
+        raise ValueError(f"{path} was changed: its content has the hash {made.hash}, its header says {wanted}")
     return made
 
 

@@ -168,9 +168,7 @@ def _migrate(engine: sa.Engine, name: str) -> None:
         from alembic.config import Config
 
         config = Config()
-        config.set_main_option(
-            "script_location", str(Path(__file__).parent / "migrations").replace("%", "%%")
-        )
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
         config.attributes["connection"] = db
         command.upgrade(config, SCHEMA)
 
@@ -180,9 +178,7 @@ def _version(db: sa.Connection, name: str) -> str | None:
     tables = sa.inspect(db).get_table_names()
     if VERSION_TABLE not in tables:
         if tables:
-            raise ValueError(
-                f"{name} is a database of something else; it has the tables {', '.join(tables[:5])}"
-            )
+            raise ValueError(f"{name} is a database of something else; it has the tables {', '.join(tables[:5])}")
         return None
     version: str | None = db.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))
     if version is not None and version > SCHEMA:

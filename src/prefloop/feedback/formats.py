@@ -172,9 +172,7 @@ def _detect(row: Row) -> Format:
         return "dialogue" if texts and "prompt" not in has else "comparison"
     if "messages" in has or ("prompt" in has and ("response" in has or "completion" in has)):
         return "demonstration"
-    raise RowError(
-        "not in a known format", f"{_EXPECTED}; found {', '.join(map(repr, list(has)[:8])) or 'none'}"
-    )
+    raise RowError("not in a known format", f"{_EXPECTED}; found {', '.join(map(repr, list(has)[:8])) or 'none'}")
 
 
 # Conversations
@@ -187,9 +185,7 @@ def _dialogue(text: str, name: str) -> Turns:
     """Turns of a conversation in one text; speakers alternate (see the module's docstring)."""
     marks = list(_MARKER.finditer(text))
     if not marks or marks[0].start() != 0:
-        raise RowError(
-            f"field {name!r} does not begin with 'Human:'", "expected '\\n\\nHuman: …\\n\\nAssistant: …'"
-        )
+        raise RowError(f"field {name!r} does not begin with 'Human:'", "expected '\\n\\nHuman: …\\n\\nAssistant: …'")
     starts = [mark for i, mark in enumerate(marks) if i == 0 or mark[1] != marks[i - 1][1]]
     ends = [mark.start() for mark in starts[1:]] + [len(text)]
     return tuple(
@@ -375,9 +371,7 @@ def _prompt(turns: Turns, split: Split | None) -> Prompt:
     if not turns:
         raise RowError("there is no prompt", "the answers have no message in common that comes before them")
     if turns[-1].role == "assistant":
-        raise RowError(
-            "the prompt ends with the assistant's message", "expected one that waits for an answer"
-        )
+        raise RowError("the prompt ends with the assistant's message", "expected one that waits for an answer")
     return Prompt(messages=turns, split=split)
 
 

@@ -173,9 +173,7 @@ def _add_batch(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
         judgements = _of_kind(Judgement, batch)
         if len(prompts) + len(completions) + len(demonstrations) + len(judgements) < len(batch):
             strange = next(record for record in batch if not isinstance(record, AnyRecord))
-            raise TypeError(
-                f"a store holds prompts, completions, demonstrations and judgements, not {strange!r}"
-            )
+            raise TypeError(f"a store holds prompts, completions, demonstrations and judgements, not {strange!r}")
         return Counts(
             prompts=_add_prompts(db, prompts),
             completions=_add_answers(db, COMPLETIONS, completions, prompts),
@@ -185,9 +183,7 @@ def _add_batch(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
     except UnicodeEncodeError as error:
         # The driver meets the text first; looking for its owner only now costs nothing where all is well.
         owner = next((record for record in batch if not _is_unicode(record)), None)
-        raise ValueError(
-            f"text with a lone surrogate is not Unicode and cannot be stored: {owner!r:.200}"
-        ) from error
+        raise ValueError(f"text with a lone surrogate is not Unicode and cannot be stored: {owner!r:.200}") from error
 
 
 def _of_kind(kind: type[_T], batch: list[Any]) -> list[_T]:
@@ -226,8 +222,7 @@ def _add_judgements(
 ) -> int:
     named = {record.id for record in given} | {record.supersedes for record in given if record.supersedes}
     known = {
-        row.id: _to_judgement(row._mapping)
-        for row in _lookup(db, sa.select(JUDGEMENTS), JUDGEMENTS.c.id, named)
+        row.id: _to_judgement(row._mapping) for row in _lookup(db, sa.select(JUDGEMENTS), JUDGEMENTS.c.id, named)
     }
     fresh: dict[str, Judgement] = {}
     for judgement in given:
@@ -295,9 +290,7 @@ def _check_chains(db: sa.Connection, new: list[Judgement], known: dict[str, Judg
             if earlier[target].prompt_id != judgement.prompt_id:
                 raise ValueError(f"{corrects} is about another prompt ({_named(earlier[target].prompt_id)})")
             if target in taken:
-                raise ValueError(
-                    f"{corrects} {_named(taken[target])} has superseded already; supersede that one"
-                )
+                raise ValueError(f"{corrects} {_named(taken[target])} has superseded already; supersede that one")
             taken[target] = judgement.id
         earlier[judgement.id] = judgement
 
@@ -311,9 +304,7 @@ def _lookup(
         yield from db.execute(query.where(key.in_(ordered[start : start + _BATCH]))).all()
 
 
-def _pairs(
-    db: sa.Connection, key: sa.Column[str], values: Collection[str], value: sa.Column[str]
-) -> dict[str, Any]:
+def _pairs(db: sa.Connection, key: sa.Column[str], values: Collection[str], value: sa.Column[str]) -> dict[str, Any]:
     return {row[0]: row[1] for row in _lookup(db, sa.select(key, value), key, values)}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefloop.chat import Chat
@@ -77,6 +78,11 @@ def load_policy(path: str | Path, device: str | None = None) -> Policy:
     return policy
 
 
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model folder or hub name."""
+    return _from_pretrained(AutoTokenizer, path)
+
+
 def load_reward_model(path: str | Path, device: str | None = None) -> RewardModel:
     """A reward model from a folder of a sequence classifier with one label.
 
@@ -92,10 +98,14 @@ def load_reward_model(path: str | Path, device: str | None = None) -> RewardMode
 
 
 def _load(kind: Any, path: str | Path, device: str | None) -> tuple[Any, Any]:
+    model = _from_pretrained(kind, path, dtype=torch.float32).eval()
+    return model.to(device or default_device()), load_tokenizer(path)
+
+
+def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
     try:
-        model = kind.from_pretrained(path, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+        return kind.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         folder = Path(path)
         found = (
             f"the folder is there and holds {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
@@ -104,11 +114,9 @@ def _load(kind: Any, path: str | Path, device: str | None) -> tuple[Any, Any]:
         )
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"cannot load a model from {str(path)!r}: {found}. A model folder needs config.json, *.safetensors and a "
-            f"tokenizer. ({reason})"
+            f"cannot load a model from {str(path)!r}: {found}. A model folder needs config.json, *.safetensors "
+            f"and a tokenizer. ({reason})"
         ) from error
-    model.eval()
-    return model.to(device or default_device()), tokenizer
 
 
 def default_device() -> str:

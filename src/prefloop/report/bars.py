@@ -58,9 +58,7 @@ def forest(label: str, rows: Sequence[Row], rule: str = "no difference") -> Char
         body += _forest_row(x, y, row)
         read = f"{percent(row.interval.value)} ({interval_text(row.interval)})"
         spots.append(Track("", row.tone, [Spot(x(row.interval.value), y, row.label, read)]))
-    said = "; ".join(
-        f"{r.label} {percent(r.interval.value)}, interval {interval_text(r.interval)}" for r in rows
-    )
+    said = "; ".join(f"{r.label} {percent(r.interval.value)}, interval {interval_text(r.interval)}" for r in rows)
     return Chart(drawing(WIDTH, height, f"Interval plot, {label}: {said}.", body, spots))
 
 
@@ -125,9 +123,7 @@ def dumbbell(label: str, changes: Sequence[Change]) -> Chart | None:
     for value in places:
         at = x(value)
         body.append(el("line", class_="grid", x1=at, x2=at, y1=8, y2=height - 30))
-        body.append(
-            el("text", tick_label(value, places), class_="tick", x=at, y=height - 13, text_anchor="middle")
-        )
+        body.append(el("text", tick_label(value, places), class_="tick", x=at, y=height - 13, text_anchor="middle"))
     tracks: list[Track] = []
     for i, change in enumerate(changes):
         y = 40 + ROW * i
@@ -181,9 +177,7 @@ def shares(label: str, rows: Sequence[tuple[str, Sequence[Part]]], width: float 
         top = 4 + 58.0 * i
         body.append(el("text", name, class_="name", x=2, y=top + 12))
         body += _divided(parts, top + 20, width)
-    said = "; ".join(
-        f"{name}: {', '.join(f'{part.name} {part.text}' for part in parts)}" for name, parts in rows
-    )
+    said = "; ".join(f"{name}: {', '.join(f'{part.name} {part.text}' for part in parts)}" for name, parts in rows)
     svg = drawing(width, 58.0 * len(rows), f"Shares, {label}: {said}.", body, [])
     legend = [Key(part.name, part.tone, "block") for part in rows[0][1]]
     return Chart(svg, legend)
@@ -195,9 +189,7 @@ def _divided(parts: Sequence[Part], top: float, whole: float) -> list[Markup]:
         width = part.amount / total * (whole - 4)
         if width > 0:
             shown = max(width - 1.5, 0.5)
-            body.append(
-                el("rect", class_=f"block tone-{part.tone}", x=at, y=top, width=shown, height=26, rx=2)
-            )
+            body.append(el("rect", class_=f"block tone-{part.tone}", x=at, y=top, width=shown, height=26, rx=2))
         if width > max(NEVER_LABELLED, 6.6 * len(part.text) + 10):
             middle = at + width / 2
             body.append(el("text", part.text, class_="inside", x=middle, y=top + 17.3, text_anchor="middle"))
@@ -278,8 +270,6 @@ def histogram(label: str, values: Sequence[float], x_label: str, tone: str = "bl
     if edges[0] < 0 < edges[-1]:
         at = frame.x(0)
         body.append(el("line", class_="rule strong", x1=at, x2=at, y1=8, y2=frame.bottom))
-    said = (
-        f"{sum(v > 0 for v in values)} above zero, {sum(v < 0 for v in values)} below, of {len(values)}{THIN}"
-    )
+    said = f"{sum(v > 0 for v in values)} above zero, {sum(v < 0 for v in values)} below, of {len(values)}{THIN}"
     keys = [Key("after is better", tone, "block"), Key("after is worse", "orange", "outlined")]
     return Chart(drawing(width, height, f"Histogram, {label}: {said}", body, [Track("", tone, spots)]), keys)

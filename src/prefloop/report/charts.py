@@ -131,9 +131,7 @@ def _rule(frame: Frame, value: float, text: str) -> Markup:
     return line + el("text", text, class_="note", x=frame.right, y=y - 4, text_anchor="end")
 
 
-def _draw(
-    one: Series, frame: Frame, options: Options, show: Callable[[float], str]
-) -> tuple[list[Markup], Track]:
+def _draw(one: Series, frame: Frame, options: Options, show: Callable[[float], str]) -> tuple[list[Markup], Track]:
     raw = finite(one.points)
     points, band = (raw, []) if options.free or len(raw) <= 150 else thin(raw, MOST_POINTS)
     tone = f"tone-{one.tone}"

@@ -163,9 +163,7 @@ def _tile(evaluation: Evaluation, shade: str) -> Tile:
 def _alarms(run: Run, sections: list[Section]) -> list[tuple[str, str]]:
     """What the evaluation found, what the curves show, and figures that are no numbers."""
     found = [(title(e.name), alarm) for e in run.evaluations for alarm in e.alarms or []]
-    found += [
-        (section.short or section.title, warning) for section in sections for warning in section.warnings
-    ]
+    found += [(section.short or section.title, warning) for section in sections for warning in section.warnings]
     for name, stage in run.stages.items():
         rows = stage.metrics.rows if stage.metrics else []
         keys = sorted({key for row in rows for key, value in row.items() if not math.isfinite(value)})

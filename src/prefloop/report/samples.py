@@ -227,9 +227,7 @@ def _answer(pieces: Pieces, mark: str, whole: str) -> Answer:
             if part:
                 side.append(_piece(part, marked, mark))
         at += len(text)
-    return Answer(
-        Markup("").join(head), Markup("").join(rest), length - min(cut, length), max(0, len(whole) - MOST)
-    )
+    return Answer(Markup("").join(head), Markup("").join(rest), length - min(cut, length), max(0, len(whole) - MOST))
 
 
 def _piece(text: str, marked: bool, mark: str) -> Markup:

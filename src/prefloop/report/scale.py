@@ -143,10 +143,7 @@ def rolling(points: Points, window: int) -> Points:
     cut off, a mean would lag behind the trend and the line does not.
     """
     half = window // 2
-    return [
-        (points[i][0], _local(points[max(0, i - half) : i + half + 1], points[i][0]))
-        for i in range(len(points))
-    ]
+    return [(points[i][0], _local(points[max(0, i - half) : i + half + 1], points[i][0])) for i in range(len(points))]
 
 
 def _local(part: Points, at: float) -> float:

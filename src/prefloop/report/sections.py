@@ -82,16 +82,13 @@ def _counts(evaluations: Sequence[Evaluation]) -> list[Figure]:
         rows.append((f"{title(one.name)}: {counts(one)}", parts))
     return figure(
         "Wins, ties and losses",
-        "Many ties mean that training left most answers as they were; look at the "
-        "losses among the samples below.",
+        "Many ties mean that training left most answers as they were; look at the losses among the samples below.",
         shares("wins, ties and losses", rows),
     )
 
 
 def _parts(evaluation: Evaluation, shade: str) -> list[Figure]:
-    changes = [
-        Change(title(name), before, after, shade) for name, (before, after) in evaluation.parts.items()
-    ]
+    changes = [Change(title(name), before, after, shade) for name, (before, after) in evaluation.parts.items()]
     name = title(evaluation.name)
     return figure(
         f"What changed in {name}’s answers",
@@ -238,18 +235,14 @@ def _curves(metrics: Metrics, peak: Peak | None) -> list[Figure]:
         Options(x_label=metrics.axis, size=size, marks=marks, heading="true reward"),
     )
     if upper is None or lower is None:
-        caption = (
-            "Learned reward should rise and flatten. It says nothing about whether the answers are better."
-        )
+        caption = "Learned reward should rise and flatten. It says nothing about whether the answers are better."
         return figure("Reward over the iterations", caption, upper, f"{_last(learned)} learned")
     both = Chart(upper.svg + lower.svg, note=" ".join(note for note in (upper.note, lower.note) if note))
     caption = (
         "PPO is trained on the learned reward and never on the true one. If the lower curve falls while the "
         "upper one rises, stop earlier or raise the KL penalty."
     )
-    return figure(
-        "Reward over the iterations", caption, both, f"{_last(learned)} learned, {_last(true)} true"
-    )
+    return figure("Reward over the iterations", caption, both, f"{_last(learned)} learned, {_last(true)} true")
 
 
 def _last(points: Points) -> str:

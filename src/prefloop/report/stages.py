@@ -150,8 +150,7 @@ def _training(metrics: Metrics, of: str) -> list[Figure]:
     )
     figures = figure(
         "Loss",
-        "Both should fall together. Held-out loss that turns up while the other falls is overfitting: stop "
-        "there.",
+        "Both should fall together. Held-out loss that turns up while the other falls is overfitting: stop there.",
         loss,
         _final(metrics, "eval_loss", "held out"),
     )
@@ -165,8 +164,7 @@ def _training(metrics: Metrics, of: str) -> list[Figure]:
     )
     return figures + figure(
         f"Accuracy on {of}",
-        "The share of pairs ordered as people ordered them. The gap between the lines is what was learned by "
-        "heart.",
+        "The share of pairs ordered as people ordered them. The gap between the lines is what was learned by heart.",
         accuracy if metrics.series("accuracy") or metrics.series("eval_accuracy") else None,
         _final(metrics, "eval_accuracy", "held out", share=True),
     )
@@ -228,9 +226,7 @@ def dpo(run: Run) -> Section | None:
         [Series("margin", metrics.series("margin"), "green", smooth=True)],
         Options(x_label=axis, rules=((0.0, "no preference"),)),
     )
-    caption = (
-        "Implicit reward, chosen minus rejected. Should grow, then flatten; endless growth is overfitting."
-    )
+    caption = "Implicit reward, chosen minus rejected. Should grow, then flatten; endless growth is overfitting."
     figures += figure("Margin", caption, chart, _shown(metrics, "margin", ""))
     return Section(
         "dpo",

@@ -77,9 +77,7 @@ class Chart:
     note: str = ""
 
 
-def drawing(
-    width: float, height: float, label: str, body: Sequence[Markup], tracks: Sequence[Track]
-) -> Markup:
+def drawing(width: float, height: float, label: str, body: Sequence[Markup], tracks: Sequence[Track]) -> Markup:
     """The <svg>, with the read-out's points in a data attribute (escaped like any other text)."""
     data = "\n\n".join(_listed(track) for track in tracks if track.spots)
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" data-tracks="{}"{}>{}</svg>').format(
@@ -125,9 +123,7 @@ class Frame:
             parts.append(el("line", class_="axis", x1=x, x2=x, y1=self.bottom, y2=self.bottom + 4))
             parts.append(el("text", text, class_="tick", x=x, y=self.bottom + 16, text_anchor=anchor))
         if x_label:
-            parts.append(
-                el("text", x_label, class_="label", x=self.right, y=self.bottom + 31, text_anchor="end")
-            )
+            parts.append(el("text", x_label, class_="label", x=self.right, y=self.bottom + 31, text_anchor="end"))
         return parts
 
 

@@ -66,9 +66,7 @@ def verdicts(run: Run) -> list[Verdict]:
     if reward and reward.quality and reward.quality.accuracy:
         accuracy = reward.quality.accuracy
         claim = f"The reward model agrees with {percent(accuracy.value, 0)} of held-out comparisons"
-        return [
-            Verdict(claim, f"(95{THIN}% interval {interval_text(accuracy)}). No policy has been judged yet.")
-        ]
+        return [Verdict(claim, f"(95{THIN}% interval {interval_text(accuracy)}). No policy has been judged yet.")]
     for stage in ("sft", "pretrain"):
         metrics = run.metrics(stage)
         losses = metrics.series("eval_loss") if metrics else []

@@ -22,13 +22,13 @@ RewardFunction = Callable[[str, str], float]
 class Scorer(Protocol):
     """What PPO asks: a score for each response of a rollout."""
 
-    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]: ...
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout, /) -> Float[Tensor, " B"]: ...
 
 
 def model_scorer(reward: RewardModel, max_tokens: int) -> Scorer:
     """Scores of a reward model with the policy's tokenizer: it reads the very tokens that were sampled."""
 
-    def score(prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]:
+    def score(_prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]:
         return reward.score(rollout.sequences(), max_tokens)
 
     return score

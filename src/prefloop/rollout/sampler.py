@@ -122,6 +122,7 @@ class _Decoder:
 
     def __init__(self, model: Any, prompts: Sequence[list[int]], answers: int) -> None:
         self._model = model
+        self.states: Float[Tensor, "B d"]
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
         lengths = torch.tensor([len(p) for p in prompts], device=model.device)
@@ -152,7 +153,7 @@ class _Decoder:
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        self.states: Float[Tensor, "B d"] = states[:, -1]
+        self.states = states[:, -1]
 
 
 def _all_uniforms(

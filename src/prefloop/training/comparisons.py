@@ -69,20 +69,13 @@ def flatten(groups: Sequence[PreferenceGroup], device: torch.device) -> tuple[li
     sequences: list[Rendered] = []
     rows: list[tuple[int, int, float, float]] = []
     for group in groups:
-        rows += [(i + len(sequences), j + len(sequences), w, l) for i, j, w, l in group.pairs]
+        start = len(sequences)
+        rows += [(i + start, j + start, wins, losses) for i, j, wins, losses in group.pairs]
         sequences += group.sequences
-    first, second, wins, losses = zip(*rows, strict=True)
-    return sequences, Pairs(
-        torch.tensor(first, device=device),
-        torch.tensor(second, device=device),
-        torch.tensor(wins, device=device),
-        torch.tensor(losses, device=device),
-    )
+    return sequences, Pairs(*(torch.tensor(column, device=device) for column in zip(*rows, strict=True)))
 
 
-def group_micro_batches(
-    groups: Sequence[PreferenceGroup], max_tokens: int
-) -> Iterator[list[PreferenceGroup]]:
+def group_micro_batches(groups: Sequence[PreferenceGroup], max_tokens: int) -> Iterator[list[PreferenceGroup]]:
     """Cut groups into micro-batches of at most ``max_tokens`` tokens (padding included), groups kept whole."""
     sizes = [len(g.sequences) * max(map(len, g.sequences)) for g in groups]
     for rows in micro_batches(sizes, max_tokens):

@@ -52,7 +52,7 @@ def train_dpo(
         if heldout and is_checkpoint(step, steps):
             result = _heldout_figures(model, heldout, config)
             line |= result
-        log({"step": step, **line, "seconds": time.perf_counter() - started})
+        log({"step": step, "progress": step / steps, **line, "seconds": time.perf_counter() - started})
     return result
 
 
@@ -62,7 +62,7 @@ def _pair_losses(
     sequences, pairs = flatten(groups, model.device)
     batch = pad(sequences, model.device)
     log_probs = sequence_sums(response_log_probs(model, batch), batch.rows, len(sequences))
-    ratios = log_probs - torch.cat([group.ref_log_probs for group in groups])
+    ratios = log_probs - torch.cat([group.ref_log_probs for group in groups if group.ref_log_probs is not None])
     first, second = ratios[pairs.first], ratios[pairs.second]
     losses, stats = dpo_loss(first - second, pairs.wins, pairs.losses, config.beta, config.label_smoothing)
     # Apart, not as a difference: both falling is DPO's known failure.
@@ -71,9 +71,7 @@ def _pair_losses(
     return losses, stats
 
 
-def _with_reference(
-    model: Any, groups: Sequence[PreferenceGroup], config: DPOConfig
-) -> list[PreferenceGroup]:
+def _with_reference(model: Any, groups: Sequence[PreferenceGroup], config: DPOConfig) -> list[PreferenceGroup]:
     """The groups with log π_ref of each answer, from one pass over all of them."""
     answers = [sequence for group in groups for sequence in group.sequences]
     if not answers:

@@ -47,7 +47,15 @@ def fit(
         if heldout and is_checkpoint(step, steps):
             result = {"eval_loss": heldout_loss(model, heldout, config.micro_batch_tokens)}
             line |= result
-        log({"step": step, **line, "tokens": tokens, "seconds": time.perf_counter() - started})
+        log(
+            {
+                "step": step,
+                "progress": step / steps,
+                **line,
+                "tokens": tokens,
+                "seconds": time.perf_counter() - started,
+            }
+        )
     model.eval()
     return result
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,7 @@ from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import Scorer
 from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
-from prefloop.training.loop import Log, Metrics, Optimiser, shuffled_batches
+from prefloop.training.loop import Log, Metrics, NonFiniteError, Optimiser, shuffled_batches
 
 Observer = Callable[[Sequence[Prompt], Sequence[str]], Metrics]
 """Looks at prompts and responses of an iteration and adds figures to its metrics; it never touches training."""
@@ -104,9 +105,7 @@ def train_ppo(
         kl = kl_estimate(rollout.log_probs, ref_log_probs, config.kl_estimator)
         rewards = token_rewards(rewarded, kl, rollout.mask, kl_coef)
         # 5 compute advantages
-        advantages, returns = generalised_advantages(
-            rewards, rollout.values, rollout.mask, config.gamma, config.lam
-        )
+        advantages, returns = generalised_advantages(rewards, rollout.values, rollout.mask, config.gamma, config.lam)
         experience = Experience(rollout, masked_whiten(advantages, rollout.mask), returns)
         clock.append(time.perf_counter())
         # 6 clipped update
@@ -115,6 +114,7 @@ def train_ppo(
 
         line = {
             "iteration": iteration,
+            "progress": iteration / config.iterations,
             "reward": float(scores.mean()),
             **_rollout_figures(rollout, ref_log_probs, returns),
             "kl_coef": kl_coef,
@@ -177,7 +177,11 @@ def _update(
     for minibatch in shuffled_batches(range(len(rollout)), config.minibatch_episodes, count, seed):
         groups = micro_batches([lengths[row] for row in minibatch], config.micro_batch_tokens)
         micro = [[minibatch[i] for i in group] for group in groups]
-        steps.append(optimiser.step(micro, loss, int(rollout.lengths[minibatch].sum())))
+        try:
+            steps.append(optimiser.step(micro, loss, int(rollout.lengths[minibatch].sum())))
+        except NonFiniteError as error:
+            error.batch = [sequences[row] for row in minibatch]
+            raise
 
     ratio_error = max(first_step_errors)
     if ratio_error > RATIO_TOLERANCE:
@@ -190,9 +194,7 @@ def _update(
     return {**means, "learning_rate": steps[-1]["learning_rate"], "ratio_error": ratio_error}
 
 
-def _rollout_figures(
-    rollout: Rollout, ref_log_probs: Float[Tensor, "B R"], returns: Float[Tensor, "B R"]
-) -> Metrics:
+def _rollout_figures(rollout: Rollout, ref_log_probs: Float[Tensor, "B R"], returns: Float[Tensor, "B R"]) -> Metrics:
     mask, lengths = rollout.mask, rollout.lengths.float()
     kl = kl_estimate(rollout.log_probs, ref_log_probs, "k1").sum(1)
     _watch_kl(kl, lengths)
@@ -224,4 +226,4 @@ def _watch_kl(kl: Float[Tensor, " B"], lengths: Float[Tensor, " B"]) -> None:
 
 
 def _laps(clock: Sequence[float]) -> list[float]:
-    return [later - earlier for earlier, later in zip(clock, clock[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(clock)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -37,7 +38,8 @@ def make_policy(documents: Sequence[str], config: ModelConfig, seed: int) -> Pol
         initializer_range=config.width**-0.5,
     )
     torch.manual_seed(seed)
-    return Policy(LlamaForCausalLM(shape).to(default_device()), tokenizer)
+    model: Any = LlamaForCausalLM(shape)
+    return Policy(model.to(device=default_device()), tokenizer)
 
 
 def train_tokenizer(documents: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:

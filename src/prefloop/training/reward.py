@@ -45,16 +45,14 @@ def train_reward(
         line = optimiser.step(micro, loss, sum(group.votes for group in batch))
         if heldout and is_checkpoint(step, steps):
             line |= heldout_figures(reward, heldout, config.micro_batch_tokens)
-        log({"step": step, **line, "seconds": time.perf_counter() - started})
+        log({"step": step, "progress": step / steps, **line, "seconds": time.perf_counter() - started})
     model.eval()
     answers, _ = flatten(groups, model.device)
     reward.shift_scores(-float(reward.score(answers, config.micro_batch_tokens).mean()))
 
 
 @torch.no_grad()
-def heldout_figures(
-    reward: RewardModel, groups: Sequence[PreferenceGroup], max_tokens: int
-) -> dict[str, float]:
+def heldout_figures(reward: RewardModel, groups: Sequence[PreferenceGroup], max_tokens: int) -> dict[str, float]:
     """``eval_loss`` and ``eval_accuracy`` over the votes of held-out groups."""
     training = reward.model.training
     reward.model.eval()
