@@ -1,3 +1,24 @@
-"""prefloop: turn human preferences into a better language model, and close the loop."""
+"""prefloop: turn human preferences into a better language model, and close the loop.
+
+import prefloop
+policy = prefloop.load("gpt2")
+result = prefloop.ppo(policy, prompts, reward=lambda prompt, response: len(response) / 100)
+print(result.policy.generate("Why is the sky blue?"))
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["PolicyResult", "RewardResult", "dpo", "load", "ppo", "reward_model", "sft"]
+
+if TYPE_CHECKING:
+    from prefloop.api import PolicyResult, RewardResult, dpo, load, ppo, reward_model, sft
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch when it is needed, not for ``prefloop --help``."""
+    if name in __all__:
+        from prefloop import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'prefloop' has no attribute {name!r}")

@@ -159,7 +159,7 @@ def sample(
 ) -> None:
     """Sample answers to the store's prompts, keep them in the store, and write a sheet for people to judge."""
     from prefloop.feedback.store import Store
-    from prefloop.models.policy import load_policy
+    from prefloop.policy import load_policy
     from prefloop.tasks import sample_to_sheet
 
     policy = load_policy(model)
@@ -229,7 +229,7 @@ def chat(
     single: Annotated[bool, typer.Option("--single", help="Forget the conversation after each answer.")] = False,
 ) -> None:
     """Talk to a policy. An empty line ends the conversation."""
-    from prefloop.models.policy import load_policy
+    from prefloop.policy import load_policy
     from prefloop.tasks import converse
 
     policy = load_policy(model)

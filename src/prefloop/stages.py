@@ -26,7 +26,8 @@ from prefloop.feedback.store import Store
 from prefloop.labelers.simulated import PANEL, assign, judge
 from prefloop.models.forward import score_responses
 from prefloop.models.heads import RewardModel
-from prefloop.models.policy import Policy, load_policy, load_reward_model
+from prefloop.models.loading import load_reward_model
+from prefloop.policy import Policy, load_policy
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import model_scorer
 from prefloop.rollout.sampler import sample

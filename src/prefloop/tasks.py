@@ -16,7 +16,8 @@ from prefloop.evaluation.win_rate import compare
 from prefloop.feedback.formats import read_file, write_sheet
 from prefloop.feedback.records import Completion, Demonstration, Message, Prompt
 from prefloop.feedback.store import Store
-from prefloop.models.policy import Policy, load_policy, load_tokenizer
+from prefloop.models.loading import load_tokenizer
+from prefloop.policy import Policy, load_policy
 from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
 from prefloop.stages import Context, answers_of, choose_judge

@@ -14,7 +14,7 @@ from prefloop.algorithms.dpo import dpo_loss
 from prefloop.algorithms.likelihood import sequence_sums
 from prefloop.config import DPOConfig
 from prefloop.models.forward import pad, response_log_probs, score_responses
-from prefloop.models.policy import Policy
+from prefloop.policy import Policy
 from prefloop.training.comparisons import PreferenceGroup, flatten, group_micro_batches
 from prefloop.training.loop import Log, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
 

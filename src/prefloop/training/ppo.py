@@ -35,7 +35,7 @@ from prefloop.models.forward import (
     score_responses,
 )
 from prefloop.models.heads import ValueHead
-from prefloop.models.policy import Policy
+from prefloop.policy import Policy
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import Scorer
 from prefloop.rollout.sampler import sample

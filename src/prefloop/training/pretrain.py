@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefloop.chat import Rendered
 from prefloop.config import ModelConfig, PretrainConfig
-from prefloop.models.policy import PAD_TOKEN, Policy, default_device
+from prefloop.models.loading import PAD_TOKEN, default_device
+from prefloop.policy import Policy
 from prefloop.training.loop import Log, Metrics
 from prefloop.training.maximum_likelihood import fit
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prefloop.chat import Rendered
 from prefloop.config import SFTConfig
-from prefloop.models.policy import Policy
+from prefloop.policy import Policy
 from prefloop.training.loop import Log, Metrics, steps_in
 from prefloop.training.maximum_likelihood import fit
 

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from prefloop.chat import Chat
 from prefloop.feedback.records import Prompt
 from prefloop.models.forward import TokenBatch, head_logits, hidden_states
-from prefloop.models.heads import RewardModel
+from prefloop.models.loading import PAD_TOKEN, load_pretrained
 from prefloop.rollout.sampler import sample
-
-PAD_TOKEN = "<|pad|>"
 
 
 class Policy:
@@ -67,7 +64,7 @@ def load_policy(path: str | Path, device: str | None = None) -> Policy:
         ValueError: the folder is missing or unreadable, the tokenizer has no eos token, or the architecture
             computes its logits in a way that prefloop does not know.
     """
-    model, tokenizer = _load(AutoModelForCausalLM, path, device)
+    model, tokenizer = load_pretrained(AutoModelForCausalLM, path, device)
     if tokenizer.eos_token_id is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -76,52 +73,6 @@ def load_policy(path: str | Path, device: str | None = None) -> Policy:
     policy = Policy(model, tokenizer)
     _check_head(model, str(path))
     return policy
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a model folder or hub name."""
-    return _from_pretrained(AutoTokenizer, path)
-
-
-def load_reward_model(path: str | Path, device: str | None = None) -> RewardModel:
-    """A reward model from a folder of a sequence classifier with one label.
-
-    Raises:
-        ValueError: the folder is missing or unreadable, or the classifier has more than one label.
-    """
-    model, tokenizer = _load(AutoModelForSequenceClassification, path, device)
-    if model.config.num_labels != 1:
-        raise ValueError(f"{path}: a reward model has one label; this classifier has {model.config.num_labels}")
-    if not hasattr(model.config, "reward_shift"):
-        model.config.reward_shift = 0.0
-    return RewardModel(model, tokenizer)
-
-
-def _load(kind: Any, path: str | Path, device: str | None) -> tuple[Any, Any]:
-    model = _from_pretrained(kind, path, dtype=torch.float32).eval()
-    return model.to(device or default_device()), load_tokenizer(path)
-
-
-def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        folder = Path(path)
-        found = (
-            f"the folder is there and holds {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
-            if folder.is_dir()
-            else "there is no such folder, and no hub answered under that name"
-        )
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"cannot load a model from {str(path)!r}: {found}. A model folder needs config.json, *.safetensors "
-            f"and a tokenizer. ({reason})"
-        ) from error
-
-
-def default_device() -> str:
-    """The accelerator of this machine, or its processor."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @torch.no_grad()

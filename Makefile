@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: demo test check format bench install clean help
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+install: $(STAMP)  ## Make .venv with everything that development needs
+
+demo: $(STAMP)  ## Run the whole loop on the embedded world (ARGS="--seed 1 --algorithm ppo")
+	$(BIN)/prefloop demo $(ARGS)
+
+test: $(STAMP)  ## Run all checks and tests
+	$(MAKE) check
+	$(BIN)/pytest $(ARGS)
+
+check: $(STAMP)  ## Lint, format, types, layering
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_layering.py
+
+format: $(STAMP)  ## Format the code
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench: $(STAMP)  ## Measure the rewriter over seeds 0 to 3
+	$(BIN)/python benchmarks/rewriter.py $(ARGS)
+
+clean:  ## Remove what was built, but no data
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -1,0 +1,65 @@
+"""Reading model folders, with errors that say what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from prefloop.models.heads import RewardModel
+
+PAD_TOKEN = "<|pad|>"
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model folder or hub name."""
+    return _from_pretrained(AutoTokenizer, path)
+
+
+def load_reward_model(path: str | Path, device: str | None = None) -> RewardModel:
+    """A reward model from a folder of a sequence classifier with one label.
+
+    Raises:
+        ValueError: the folder is missing or unreadable, or the classifier has more than one label.
+    """
+    model, tokenizer = load_pretrained(AutoModelForSequenceClassification, path, device)
+    if model.config.num_labels != 1:
+        raise ValueError(f"{path}: a reward model has one label; this classifier has {model.config.num_labels}")
+    if not hasattr(model.config, "reward_shift"):
+        model.config.reward_shift = 0.0
+    return RewardModel(model, tokenizer)
+
+
+def load_pretrained(kind: Any, path: str | Path, device: str | None) -> tuple[Any, Any]:
+    """A model of some kind in float32, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: the folder is missing or unreadable.
+    """
+    model = _from_pretrained(kind, path, dtype=torch.float32).eval()
+    return model.to(device or default_device()), load_tokenizer(path)
+
+
+def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        folder = Path(path)
+        found = (
+            f"the folder is there and holds {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
+            if folder.is_dir()
+            else "there is no such folder, and no hub answered under that name"
+        )
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot load a model from {str(path)!r}: {found}. A model folder needs config.json, *.safetensors "
+            f"and a tokenizer. ({reason})"
+        ) from error
+
+
+def default_device() -> str:
+    """The accelerator of this machine, or its processor."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

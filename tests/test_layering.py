@@ -1,0 +1,139 @@
+"""The direction of dependencies (docs/architecture.md): a test parses the imports and fails on any other arrow."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "prefloop"
+
+DATA = {"feedback", "seeds"}
+ALLOWED: dict[str, set[str]] = {
+    # Data never imports torch; maths imports torch alone.
+    "feedback": {"feedback"},
+    "seeds": DATA,
+    "demo": {"demo", *DATA},
+    "config": set(),
+    "algorithms": {"algorithms"},
+    # Machinery: maths and records.
+    "chat": DATA,
+    "models": {"models", "chat", "algorithms", *DATA},
+    "rollout": {"rollout", "models", "chat", "algorithms", *DATA},
+    "policy": {"rollout", "models", "chat", *DATA},
+    "training": {"training", "policy", "rollout", "models", "chat", "algorithms", "config", *DATA},
+    # Between data and machinery.
+    "labelers": {"labelers", *DATA},
+    "evaluation": {"evaluation", "training", "models", "chat", *DATA},
+    # The report reads files only.
+    "report": {"report"},
+    # Where the islands meet.
+    "runs": set(),
+    "dataset": {"config", "chat", "demo", *DATA},
+    "stages": {
+        *(
+            "dataset",
+            "config",
+            "chat",
+            "demo",
+            "labelers",
+            "evaluation",
+            "policy",
+            "models",
+            "rollout",
+            "runs",
+            "training",
+        ),
+        *DATA,
+    },
+    "pipeline": {"stages", "dataset", "config", "report", "runs", "training", "prefloop", *DATA},
+    "tasks": {"stages", "dataset", "config", "chat", "evaluation", "policy", "models", "rollout", *DATA},
+    "api": {"config", "chat", "policy", "models", "rollout", "training", *DATA},
+    "console": set(),
+    "cli": {"config", "console", "demo", "feedback", "pipeline", "policy", "report", "runs", "stages", "tasks"},
+    "__main__": {"cli"},
+    "__init__": {"api"},
+}
+"""Each part of the package, and the parts that it may import."""
+
+WITHOUT_TORCH = {"feedback", "seeds", "demo", "labelers", "config", "chat", "report", "runs", "console", "dataset"}
+TORCH_FAMILY = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "jaxtyping"}
+ONLY: dict[str, set[str]] = {
+    "algorithms": {"torch", "jaxtyping"},
+    "report": {"jinja2", "markupsafe"},
+}
+"""Parts that may use these third-party packages and no others."""
+
+
+def part_of(path: Path, root: Path) -> str:
+    first = path.relative_to(root).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path, root: Path) -> Iterator[str]:
+    """Full names of everything that a file imports, at the top, inside functions and for types."""
+    package = ["prefloop", *path.relative_to(root).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            yield ".".join([*base, *([node.module] if node.module else [])])
+        elif isinstance(node, ast.ImportFrom) and node.module == "prefloop":
+            yield from (f"prefloop.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            yield node.module
+
+
+def violations(root: Path) -> list[str]:
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        part = part_of(path, root)
+        if part not in ALLOWED:
+            found.append(f"{path.relative_to(root)}: no rule for this part; add it to ALLOWED")
+            continue
+        for name in imports(path, root):
+            top, _, rest = name.partition(".")
+            if top == "prefloop":
+                target = rest.split(".")[0]
+                if target.startswith("__"):  # prefloop.__version__
+                    target = "prefloop"
+                if target not in ALLOWED[part]:
+                    found.append(f"{path.relative_to(root)} imports {name}; {part} may not import {target}")
+            elif top in sys.stdlib_module_names:
+                continue
+            elif part in ONLY and top not in ONLY[part]:
+                found.append(f"{path.relative_to(root)} imports {name}; {part} may use only {sorted(ONLY[part])}")
+            elif part in WITHOUT_TORCH and top in TORCH_FAMILY:
+                found.append(f"{path.relative_to(root)} imports {name}; {part} is kept free of torch")
+    return found
+
+
+def test_every_import_follows_the_layering() -> None:
+    assert violations(SOURCE) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "complaint"),
+    [
+        ("feedback/store.py", "import torch", "kept free of torch"),
+        ("algorithms/gae.py", "from prefloop.training.loop import Optimiser", "may not import training"),
+        ("algorithms/gae.py", "import numpy", "may use only"),
+        ("models/heads.py", "def f():\n    from prefloop.training import ppo", "may not import training"),
+        ("report/page.py", "from prefloop.pipeline import run", "may not import pipeline"),
+        ("chat.py", "from .models.policy import Policy", "may not import models"),
+        ("training/ppo.py", "from prefloop import report", "may not import report"),
+        ("novel/idea.py", "import json", "no rule for this part"),
+    ],
+)
+def test_an_arrow_the_wrong_way_is_found(tmp_path: Path, file: str, line: str, complaint: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(line, encoding="utf-8")
+    found = violations(tmp_path)
+    assert len(found) == 1
+    assert complaint in found[0]
