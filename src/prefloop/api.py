@@ -6,12 +6,13 @@ the recipe, and a result with the trained model and its metrics. The model that 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefloop.chat import Chat
+from prefloop.chat import Chat, Rendered
 from prefloop.config import DPOConfig, PPOConfig, RewardConfig, Section, SFTConfig, check
 from prefloop.feedback.aggregate import Comparison
 from prefloop.feedback.records import Message, Prompt
@@ -70,6 +71,7 @@ def sft(
         trained.chat.render([*_prompt(prompt).messages, Message(role="assistant", content=answer)], config.loss_on)
         for prompt, answer in pairs
     ]
+    _check_lengths(rendered, policy.context, "demonstration")
     train_sft(trained, rendered, [], config, seed, lines)
     return PolicyResult(trained, lines.found)
 
@@ -109,6 +111,11 @@ def ppo(
         ValueError: an option that PPO does not have, or a reward that is no finite number.
     """
     config = _config(PPOConfig, "ppo", options)
+    if config.max_response_tokens >= policy.context:
+        raise ValueError(
+            f"prefloop.ppo: max_response_tokens = {config.max_response_tokens} leaves no room for a prompt; the "
+            f"model reads {policy.context} tokens in all"
+        )
     trained, lines = policy.copy(), _Lines(log)
     train_ppo(
         trained,
@@ -169,12 +176,28 @@ def _prompt(prompt: PromptLike) -> Prompt:
         return prompt
     if isinstance(prompt, str):
         return Prompt.of(prompt)
-    return Prompt(messages=tuple(Message.model_validate(dict(turn)) for turn in prompt))
+    try:
+        return Prompt(messages=tuple(Message.model_validate(dict(turn)) for turn in prompt))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"a prompt is a text, a list of {{role, content}} messages or a Prompt; got {prompt!r:.200}: {error}"
+        ) from error
 
 
 def _groups(chat: Chat, comparisons: Comparisons, context: int) -> list[PreferenceGroup]:
     found = [_comparison(number, item) for number, item in enumerate(comparisons)]
-    return encode(chat, found, max_prompt_tokens=context, max_response_tokens=context)[0]
+    groups, _ = encode(chat, found, max_prompt_tokens=context, max_response_tokens=sys.maxsize)
+    _check_lengths([sequence for group in groups for sequence in group.sequences], context, "compared answer")
+    return groups
+
+
+def _check_lengths(sequences: Sequence[Rendered], context: int, what: str) -> None:
+    too_long = [len(sequence) for sequence in sequences if len(sequence) > context]
+    if too_long:
+        raise ValueError(
+            f"with its prompt, a {what} may have {context} tokens, which is all that the model reads; "
+            f"{len(too_long)} of {len(sequences)} are longer (up to {max(too_long)}). Shorten them or leave them out"
+        )
 
 
 def _comparison(number: int, item: Comparison | tuple[PromptLike, str, str] | Mapping[str, Any]) -> Comparison:
@@ -195,6 +218,8 @@ def _named(item: Any, what: str, names: tuple[str, ...]) -> tuple[Any, ...]:
                 f"a {what} needs {', '.join(names)}; this one lacks {', '.join(missing)}: {dict(item)!r}"
             )
         return tuple(item[name] for name in names)
+    if isinstance(item, str) or not isinstance(item, Sequence):
+        raise ValueError(f"a {what} is ({', '.join(names)}); got {item!r:.200}")
     values = tuple(item)
     if len(values) != len(names):
         raise ValueError(f"a {what} is ({', '.join(names)}); got {len(values)} values: {values!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -40,15 +41,11 @@ def main() -> None:
     """Run the command line; what the user can mend is one clear message, not a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("PREFLOOP_TRACEBACK"):
             raise
-        message = "\n".join([str(error), *getattr(error, "__notes__", [])])
-        Console(stderr=True).print(Text(f"error: {message}", style="red"))
+        Console(stderr=True, soft_wrap=True).print(Text(f"error: {error}", style="red"))
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. Finished stages are kept; the same command goes on from there.")
-        sys.exit(EXIT_INTERRUPTED)
 
 
 @app.command()
@@ -86,15 +83,13 @@ def init(
     if (name / "prefloop.toml").exists():
         raise ValueError(f"{name / 'prefloop.toml'} is there already; nothing was changed")
     name.mkdir(parents=True, exist_ok=True)
-    (name / "prefloop.toml").write_text(starter_text(name.resolve().name), encoding="utf-8")
+    (name / "prefloop.toml").write_text(starter_text(_as_name(name.resolve().name)), encoding="utf-8")
     Store.open(name / "feedback.db").close()
-    console.print(
+    _say(
         f"Made {name}. Next:\n"
         f"  cd {name}\n"
         "  prefloop import FILE.jsonl     comparisons (chosen, rejected) or demonstrations (prompt, response)\n"
-        "  prefloop run                   set model.path in prefloop.toml first, or pretrain a small model",
-        markup=False,
-        highlight=False,
+        "  prefloop run                   set model.path in prefloop.toml first, or pretrain a small model"
     )
 
 
@@ -128,23 +123,22 @@ def import_(
 
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{file}: there is no such file")
+            problem = "is a folder; name the files in it" if file.is_dir() else "there is no such file"
+            raise ValueError(f"{file}: {problem}")
     with Store.open("feedback.db") as store:
         for file in files:
             report = import_file(store, file, format, skip_bad=skip_bad)
             added = report.added
-            console.print(
+            _say(
                 f"{file}: {report.rows} rows ({report.format}): {added.prompts} new prompts, "
                 f"{added.completions} completions, {added.judgements} judgements, "
-                f"{added.demonstrations} demonstrations",
-                markup=False,
-                highlight=False,
+                f"{added.demonstrations} demonstrations"
             )
             for reason, lines in report.skipped.items():
                 numbers = ", ".join(map(str, lines[:5])) + (", …" if len(lines) > 5 else "")
-                console.print(Text(f"  {len(lines)} rows left out: {reason} (line {numbers})", style="yellow"))
+                _say(f"  {len(lines)} rows left out: {reason} (line {numbers})", "yellow")
             for what, count in report.noted.items():
-                console.print(Text(f"  {count} rows: {what}", style="dim"))
+                _say(f"  {count} rows: {what}", "dim")
 
 
 @app.command()
@@ -152,9 +146,9 @@ def sample(
     model: ModelFolder,
     prompts: Annotated[int, typer.Option(help="How many of the store's training prompts to answer.", min=1)] = 100,
     answers: Annotated[int, typer.Option(help="Answers to each prompt.", min=2)] = 2,
-    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
-    max_response_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.", min=0.01)] = 1.0,
+    max_response_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 128,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.", min=0)] = 0,
     sheet: Annotated[Path, typer.Option(help="The judging sheet that is written.")] = Path("to-judge.jsonl"),
 ) -> None:
     """Sample answers to the store's prompts, keep them in the store, and write a sheet for people to judge."""
@@ -165,12 +159,9 @@ def sample(
     policy = load_policy(model)
     with Store.open("feedback.db", create=False) as store:
         rows = sample_to_sheet(policy, store, sheet, model, prompts, answers, temperature, max_response_tokens, seed)
-    console.print(
+    _say(
         f"{rows} prompts with {answers} answers each: {sheet}\n"
-        'Set "choice" in each line, then: '
-        f"prefloop import {sheet}",
-        markup=False,
-        highlight=False,
+        f'Set "choice" in each line to the better answer\'s number or to "tie", then: prefloop import {sheet}'
     )
 
 
@@ -200,7 +191,7 @@ def report(
     """Write `report.html` from a run folder's files."""
     from prefloop.report import write_report
 
-    console.print(f"Report: {write_report(folder)}", markup=False, highlight=False)
+    _say(f"Report: {write_report(folder)}")
 
 
 @app.command()
@@ -224,8 +215,8 @@ def inspect(
 def chat(
     model: ModelFolder,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", min=0.0)] = 0.7,
-    max_response_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_response_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.", min=0)] = 0,
     single: Annotated[bool, typer.Option("--single", help="Forget the conversation after each answer.")] = False,
 ) -> None:
     """Talk to a policy. An empty line ends the conversation."""
@@ -241,6 +232,11 @@ def chat(
         next(answers)
 
 
+def _as_name(folder: str) -> str:
+    """What a run may be called after a folder: no dots first, nothing that TOML would have to escape."""
+    return re.sub(r'["\\\\\x00-\x1f\x7f]', "-", folder.lstrip(".")) or "run"
+
+
 def _ask() -> str:
     try:
         return console.input("[bold]> [/bold]").strip()
@@ -250,6 +246,7 @@ def _ask() -> str:
 
 def _run(recipe: Recipe, project: Path, folder: Path) -> None:
     from prefloop.console import RunDisplay, summary_table
+    from prefloop.pipeline import NonFiniteError
     from prefloop.pipeline import run as run_recipe
     from prefloop.runs import read_json
     from prefloop.stages import WaitingForPeopleError
@@ -258,6 +255,17 @@ def _run(recipe: Recipe, project: Path, folder: Path) -> None:
         with RunDisplay(recipe.stages, console) as display:
             path = run_recipe(recipe, project, folder=folder, listener=display)
     except WaitingForPeopleError as waiting:
-        console.print(Text(str(waiting)))
+        _say(str(waiting))
         return
-    console.print(summary_table(read_json(path / "summary.json"), path / "report.html"))
+    except NonFiniteError as error:
+        raise ValueError("\n".join([str(error), *error.__notes__])) from error
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. Finished stages are kept; the same command goes on from there.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    console.print(summary_table(read_json(path / "summary.json")))
+    _say(f"Report: {path / 'report.html'}", "bold")
+
+
+def _say(text: str, style: str = "") -> None:
+    """Print plain text; lines are not broken, so that a long path can be copied."""
+    console.print(Text(text, style=style), soft_wrap=True)

@@ -26,7 +26,9 @@ StageName = Literal["pretrain", "sft", "sample", "label", "reward", "judge", "pp
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 S = TypeVar("S", bound=Section)
@@ -63,6 +65,7 @@ class ModelConfig(Section):
     width: Positive = 128
     """Hidden size."""
     layers: Positive = 4
+    """Transformer blocks."""
     heads: Positive = 4
     """Attention heads; divides the width."""
     context: Positive = 512
@@ -82,9 +85,11 @@ class Optimisation(Section):
     """What every training stage shares."""
 
     learning_rate: PositiveFloat = 1e-3
+    """The highest of the run (AdamW)."""
     warmup_fraction: Fraction = 0.05
     """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
     weight_decay: NonNegative = 0.0
+    """Of AdamW: the share of itself, times the learning rate, that each weight loses in a step."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
     micro_batch_tokens: Positive = 8192
@@ -108,6 +113,7 @@ class SFTConfig(Optimisation):
     """Supervised fine-tuning on demonstrations; the loss is on the responses only."""
 
     epochs: PositiveFloat = 1.0
+    """Passes over the data; may be a fraction."""
     batch_size: Positive = 32
     """Demonstrations of one optimiser step."""
     loss_on: Literal["all", "last"] = "last"
@@ -126,6 +132,7 @@ class SampleConfig(Section):
     answers: Annotated[int, Field(ge=2)] = 2
     """K: answers sampled for each prompt."""
     temperature: PositiveFloat = 1.0
+    """Logits are divided by it."""
     batch_size: Positive = 128
     """Sequences decoded together."""
 
@@ -136,8 +143,8 @@ class LabelConfig(Section):
     by: Literal["simulated", "human", "none"] = "none"
     """``simulated``: annotators with known faults (needs a world with a true preference); ``human``: the run
     stops and says how to give judgements; ``none``: the store holds judgements already."""
-    overlap: Positive = 1
-    """Annotators asked about each pair."""
+    overlap: Annotated[int, Field(gt=0, le=6)] = 1
+    """Annotators asked about each pair; the simulated panel has six."""
     minimum: Positive = 50
     """With ``human``: judgements needed before the run goes on."""
 
@@ -146,11 +153,13 @@ class RewardConfig(Optimisation):
     """A reward model from comparisons (Bradley–Terry)."""
 
     epochs: PositiveFloat = 1.0
+    """Passes over the data; may be a fraction."""
     batch_size: Positive = 32
     """Prompts of one optimiser step; all comparisons of a prompt stay together."""
     centre_coef: NonNegative = 0.001
     """Weight of the penalty on (r_i + r_j)² that keeps scores near zero."""
     learning_rate: PositiveFloat = 5e-4
+    """The highest of the run (AdamW)."""
 
 
 class JudgeConfig(RewardConfig):
@@ -173,7 +182,9 @@ class PPOConfig(Optimisation):
     epochs: Positive = 2
     """Passes over the sampled responses."""
     learning_rate: PositiveFloat = 3e-4
+    """The highest of the run (AdamW)."""
     warmup_fraction: Fraction = 0.0
+    """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
     kl_coef: NonNegative = 0.05
     """β: weight of the per-token KL penalty in the reward."""
     kl_estimator: Literal["k1", "k3"] = "k1"
@@ -202,10 +213,14 @@ class PPOConfig(Optimisation):
     """Taken from the score of a response that was cut off."""
 
     @model_validator(mode="after")
-    def _minibatches_fill_the_episodes(self) -> Self:
+    def _consistent(self) -> Self:
         if self.episodes % self.minibatch_episodes:
             raise ValueError(
                 f"episodes ({self.episodes}) must be a multiple of minibatch_episodes ({self.minibatch_episodes})"
+            )
+        if self.kl_target and not self.kl_coef:
+            raise ValueError(
+                f"kl_target ({self.kl_target}) multiplies kl_coef, which is 0 and stays 0; set kl_coef above 0"
             )
         return self
 
@@ -214,9 +229,11 @@ class DPOConfig(Optimisation):
     """Direct preference optimisation."""
 
     epochs: PositiveFloat = 1.0
+    """Passes over the data; may be a fraction."""
     batch_size: Positive = 32
     """Prompts of one optimiser step; all comparisons of a prompt stay together."""
     learning_rate: PositiveFloat = 1e-4
+    """The highest of the run (AdamW)."""
     beta: PositiveFloat = 0.1
     """Strength of the tie to the reference."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -231,6 +248,7 @@ class EvaluateConfig(Section):
     temperature: PositiveFloat = 1.0
     """Sampling temperature of both sides."""
     max_response_tokens: Positive = 64
+    """Longest answer, of the evaluation and of the ``sample`` stage."""
     batch_size: Positive = 128
     """Sequences decoded together."""
 
@@ -241,6 +259,7 @@ class Recipe(Section):
     name: str = "run"
     """The run's folder below ``runs/``."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it: the same seed gives the same figures."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 leaves the choice to torch."""
     algorithms: tuple[Literal["ppo", "dpo"], ...] = ("ppo", "dpo")
@@ -269,6 +288,16 @@ class Recipe(Section):
             raise ValueError(
                 'label.by = "simulated" needs data.world: simulated annotators answer by a true preference, '
                 'which only an embedded world knows. Use label.by = "human" or "none"'
+            )
+        if self.label.by == "simulated" and self.data.criterion != "overall":
+            raise ValueError(
+                'label.by = "simulated" judges by data.criterion = "overall" only; '
+                f"data.criterion is {self.data.criterion!r}"
+            )
+        if self.data.world and self.sft.demonstrations == "preferred":
+            raise ValueError(
+                'sft.demonstrations = "preferred" is for judgements in the store; data.world writes demonstrations '
+                'itself, so use "written"'
             )
         if self.data.world and self.judge.fraction:
             raise ValueError(
@@ -317,6 +346,8 @@ def load_recipe(path: Path, settings: Iterable[str] = ()) -> Recipe:
         raise ValueError(f"{path}: no such recipe. `prefloop init` writes one to start from.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; give the recipe itself, a TOML file") from None
     return make_recipe(table, settings, where=str(path))
 
 
@@ -359,7 +390,7 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        value = text.strip()
     return key.strip(), value
 
 
@@ -378,7 +409,7 @@ def _explain(root: type[Section], fault: dict[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         allowed = list(_fields(root, path[:-1]))
         nearest = _nearest(root, path, allowed)
-        return f"{key}: there is no such key{nearest}. Allowed here: {', '.join(allowed)}."
+        return f"{key}: there is no such key{nearest} Allowed here: {', '.join(allowed)}."
     if fault["type"] == "value_error":
         return f"{key + ': ' if key else ''}{fault['ctx']['error']}."
     return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
@@ -394,7 +425,7 @@ def _fields(root: type[Section], path: list[str]) -> Iterable[str]:
 
 
 def _nearest(root: type[Section], path: list[str], allowed: list[str]) -> str:
-    """Look for the misspelt key here first, then in every section."""
+    """What was meant, perhaps: look for the misspelt key here first, then in every section."""
     here = difflib.get_close_matches(path[-1], allowed, n=1)
     if here:
         return f"; did you mean {'.'.join([*path[:-1], here[0]])}?"
@@ -405,4 +436,4 @@ def _nearest(root: type[Section], path: list[str], allowed: list[str]) -> str:
         for field in info.annotation.model_fields
     }
     close = difflib.get_close_matches(path[-1], elsewhere, n=1, cutoff=0.75)
-    return f"; did you mean {elsewhere[close[0]]}?" if close else ""
+    return f"; did you mean {elsewhere[close[0]]}?" if close else "."

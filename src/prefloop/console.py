@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -116,7 +115,7 @@ def _figures(stage: str, row: _Row) -> str:
     return "  ".join(f"{name} {shown[key]:{how}}" for name, key, how in FIGURES.get(stage, ()) if key in shown)
 
 
-def summary_table(summary: dict[str, Any], report: Path) -> Group:
+def summary_table(summary: dict[str, Any]) -> Group:
     """The outcome of a run: every trained policy against the supervised one."""
     parts: list[Any] = [comparison_table(list(summary["evaluation"].values()))]
     accuracy = summary["stages"].get("reward", {}).get("accuracy")
@@ -128,7 +127,7 @@ def summary_table(summary: dict[str, Any], report: Path) -> Group:
             )
         )
     parts.append(Text(f"{summary['seconds']:.0f} s of work, {summary['peak_memory_mb']:.0f} MB at the peak."))
-    return Group(*parts, Text(f"Report: {report}", style="bold"))
+    return Group(*parts)
 
 
 def comparison_table(comparisons: Sequence[dict[str, Any]]) -> Group:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,10 +31,12 @@ class Dataset:
     heldout_demonstrations: list[Pair]
     documents: list[str]
     heldout_documents: list[str]
+    aside: list[Prompt] = field(default_factory=list)
+    """Training prompts whose comparisons are for the held-out judge alone."""
 
     @cached_property
     def prompts_hash(self) -> str:
-        return content_id([p.id for p in self.train], [p.id for p in self.heldout])
+        return content_id(*([p.id for p in part] for part in (self.train, self.heldout, self.aside)))
 
     @cached_property
     def demonstrations_hash(self) -> str:
@@ -108,7 +110,8 @@ def _from_store(recipe: Recipe, store: Store, folder: Path) -> Dataset:
             "or choose an embedded world (data.world)"
         )
     fraction = recipe.data.heldout_fraction
-    train = [p for p in prompts if place(p, fraction) == "train" and not for_judge(p, recipe.judge.fraction)]
+    learnt = [p for p in prompts if place(p, fraction) == "train"]
+    train = [p for p in learnt if not for_judge(p, recipe.judge.fraction)]
     heldout = [p for p in prompts if place(p, fraction) == "heldout"]
     if not train or not heldout:
         raise ValueError(
@@ -127,13 +130,17 @@ def _from_store(recipe: Recipe, store: Store, folder: Path) -> Dataset:
         heldout_demonstrations=[pair for pair in pairs if pair[0].id in heldout_ids],
         documents=_files(recipe, folder) or documents,
         heldout_documents=[] if recipe.pretrain.files else _dialogues(store, heldout) if documents else [],
+        aside=[p for p in learnt if for_judge(p, recipe.judge.fraction)],
     )
 
 
 def _demonstrations(recipe: Recipe, store: Store, prompts: dict[str, Prompt]) -> list[Pair]:
     if recipe.sft.demonstrations == "written":
         return [(prompts[d.prompt_id], d.text) for d in store.demonstrations()]
-    found = snapshot(store, recipe.data.criterion).comparisons()
+    # What this run's own answers were judged to be comes after its demonstrations: it would never be finished.
+    own = f"runs/{recipe.name}/"
+    given = [completion.id for completion in store.completions() if not completion.origin.startswith(own)]
+    found = snapshot(store, recipe.data.criterion, given).comparisons()
     return [(comparison.prompt, _preferred(comparison)) for comparison in found]
 
 
@@ -146,10 +153,10 @@ def _preferred(comparison: Comparison) -> str:
 
 
 def _dialogues(store: Store, prompts: Sequence[Prompt]) -> list[str]:
-    """Every conversation in the store about these prompts, as plain text."""
+    """Every conversation in the store about these prompts, as plain text; but no model's answers."""
     by_id = {prompt.id: prompt for prompt in prompts}
     answers: Iterable[Completion | Demonstration] = [
-        *store.completions(sorted(by_id)),
+        *(c for c in store.completions(sorted(by_id)) if "sample" not in c.metadata),
         *(d for d in store.demonstrations() if d.prompt_id in by_id),
     ]
     return [

@@ -21,9 +21,10 @@ from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
 from prefloop.report import write_report
-from prefloop.runs import RunFolder, peak_memory_mb, read_json, read_lines, write_json, write_text
+from prefloop.runs import RunFolder, read_json, read_lines, write_json, write_text
 from prefloop.stages import STAGES, Context
-from prefloop.training.loop import Metrics, NonFiniteError
+from prefloop.training.loop import Metrics
+from prefloop.training.loop import NonFiniteError as NonFiniteError
 
 READS: dict[StageName, tuple[StageName, ...]] = {
     "pretrain": (),
@@ -140,13 +141,14 @@ def _key(stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: di
     elif stage == "sft":
         parts |= {"demonstrations": data.demonstrations_hash, "limits": limits, "base": _base(recipe)}
     elif stage == "sample":
-        parts |= {"prompts": data.prompts_hash, "limits": limits, "evaluate": sections["evaluate"]}
-    elif stage == "label" and recipe.label.by == "none":
+        longest = recipe.evaluate.max_response_tokens
+        parts |= {"prompts": data.prompts_hash, "limits": limits, "max_response_tokens": longest}
+    elif stage == "label" and recipe.label.by != "simulated":
         parts["judgements"] = snapshot(store, recipe.data.criterion).hash
     elif stage in ("reward", "judge", "dpo"):
-        parts |= {"limits": limits, "judge": sections["judge"]}
+        parts |= {"limits": limits, "judge_fraction": recipe.judge.fraction}
     elif stage in ("ppo", "evaluation"):
-        parts |= {"prompts": data.prompts_hash, "limits": limits, "algorithms": recipe.algorithms}
+        parts |= {"prompts": data.prompts_hash, "limits": limits}
     return content_id(stage, parts)
 
 
@@ -184,7 +186,7 @@ def _summary(recipe: Recipe, runs: RunFolder) -> dict[str, Any]:
         "name": recipe.name,
         "seed": recipe.seed,
         "seconds": sum(stage["seconds"] for stage in stages.values()),
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": max(manifest["peak_memory_mb"] for manifest in manifests.values()),
         "stages": stages,
         "evaluation": {name: read_json(runs.path / "evaluation" / f"{name}.json") for name in recipe.algorithms},
     }

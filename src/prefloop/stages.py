@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from prefloop.evaluation.reward_quality import evaluate_reward
 from prefloop.evaluation.win_rate import Answers, Judge, compare
 from prefloop.feedback.aggregate import Comparison, read_snapshot, snapshot
 from prefloop.feedback.formats import write_sheet
-from prefloop.feedback.records import Completion, Message, Prompt
+from prefloop.feedback.records import Completion, Message, Prompt, content_id
 from prefloop.feedback.store import Store
 from prefloop.labelers.simulated import PANEL, assign, judge
 from prefloop.models.forward import score_responses
@@ -105,9 +106,12 @@ def sample_answers(context: Context, writer: StageWriter) -> None:
     """K answers to training prompts, to learn from, and to held-out ones, to measure the reward model on."""
     recipe, config = context.recipe, context.recipe.sample
     policy = load_policy(context.run / "sft" / "model")
-    prompts = [*context.data.train[: config.prompts], *context.data.heldout[: config.heldout]]
+    data, for_judge = context.data, round(config.prompts * recipe.judge.fraction)
+    learnt = [*data.train[: config.prompts - for_judge], *data.aside[:for_judge]]
+    prompts = [*learnt, *data.heldout[: config.heldout]]
     rollout = _sample(policy, prompts, context, config.temperature, config.batch_size, "sample", config.answers)
-    origin = f"runs/{recipe.name}/sft@{_manifest(context, 'sft')['key'][:12]}"
+    weights = {name: digest for name, digest in _manifest(context, "sft")["outputs"].items() if "/" in name}
+    origin = f"runs/{recipe.name}/sft@{content_id(weights)[:12]}"
     completions = [
         Completion(
             prompt_id=prompts[row // config.answers].id,
@@ -130,10 +134,11 @@ def label(context: Context, writer: StageWriter) -> None:
     frozen = snapshot(context.store, recipe.data.criterion)
     if recipe.label.by != "none":
         items = _items_to_judge(context)
-        if recipe.label.by == "simulated":
-            _simulate(context, items)
+        made = _simulate(context, items) if recipe.label.by == "simulated" else None
         ids = [completion.id for _, completions in items for completion in completions]
         frozen = snapshot(context.store, recipe.data.criterion, ids)
+        if made is not None:  # not what an earlier run with other settings let be said about the same answers
+            frozen = replace(frozen, judgements=tuple(j for j in frozen.judgements if j.id in made))
         if recipe.label.by == "human" and len(frozen.judgements) < recipe.label.minimum:
             raise _waiting(context, items, len(frozen.judgements))
     if not frozen.judgements:
@@ -292,7 +297,8 @@ def _manifest(context: Context, stage: str) -> dict[str, Any]:
 
 def _items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
     """Sampled prompts with at least two different answers."""
-    prompts = {prompt.id: prompt for prompt in [*context.data.train, *context.data.heldout]}
+    data = context.data
+    prompts = {prompt.id: prompt for prompt in [*data.train, *data.aside, *data.heldout]}
     answers: dict[str, list[Completion]] = {}
     for row in read_lines(context.run / "sample" / "completions.jsonl"):
         completion = Completion.model_validate(row)
@@ -300,27 +306,40 @@ def _items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
     return [(prompts[key], found) for key, found in answers.items() if len(found) > 1]
 
 
-def _simulate(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]) -> None:
+def _simulate(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]) -> set[str]:
+    """Add the panel's judgements to the store; returns their ids."""
     world, seed = context.world, context.seed("label")
     assert world is not None, "checked by the recipe"
-    context.store.add(
+    made = [
         judge(annotator, prompt, completions, world.utility, seed)
         for (prompt, completions), annotator in assign(items, PANEL, context.recipe.label.overlap, seed)
-    )
+    ]
+    context.store.add(made)
+    return {judgement.id for judgement in made}
 
 
 def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int) -> WaitingForPeopleError:
-    sheet = context.run / "to-judge.jsonl"
+    # Other answers, another sheet: one that is half filled in is never overwritten, nor taken for theirs.
+    sheet = (context.run / f"to-judge-{_manifest(context, 'sample')['key'][:8]}.jsonl").resolve()
     if not sheet.exists():
-        write_sheet(sheet, items, criterion=context.recipe.data.criterion)
+        write_sheet(sheet, items, annotator=user_name(), criterion=context.recipe.data.criterion)
     return WaitingForPeopleError(
         f"{len(items)} pairs of answers wait for somebody's judgement ({found} judged so far, "
         f"{context.recipe.label.minimum} needed).\n"
         f'  1. Open {sheet} and set "choice" to "1", "2" or "tie" where you have an opinion.\n'
-        f"  2. prefloop import {sheet}\n"
-        f"  3. prefloop run\n"
+        f"  2. cd {sheet.parents[2]}\n"
+        f"  3. prefloop import {sheet}\n"
+        f"  4. prefloop run\n"
         "The run goes on where it stopped."
     )
+
+
+def user_name() -> str:
+    """Who fills in a judging sheet, unless he writes another name into it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without a user's name
+        return "somebody"
 
 
 def _sample(

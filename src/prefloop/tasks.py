@@ -15,12 +15,12 @@ from prefloop.dataset import place, prepare
 from prefloop.evaluation.win_rate import compare
 from prefloop.feedback.formats import read_file, write_sheet
 from prefloop.feedback.records import Completion, Demonstration, Message, Prompt
-from prefloop.feedback.store import Store
+from prefloop.feedback.store import AnyRecord, Store
 from prefloop.models.loading import load_tokenizer
 from prefloop.policy import Policy, load_policy
 from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
-from prefloop.stages import Context, answers_of, choose_judge
+from prefloop.stages import Context, answers_of, choose_judge, user_name
 
 
 def sample_to_sheet(
@@ -41,6 +41,11 @@ def sample_to_sheet(
     if not chosen:
         raise ValueError("the store has no training prompts. Import some first (`prefloop import FILE`)")
     longest = policy.context - max_response_tokens
+    if longest < 1:
+        raise ValueError(
+            f"max_response_tokens = {max_response_tokens} leaves no room for a prompt; the model reads "
+            f"{policy.context} tokens in all"
+        )
     rollout = sample(
         policy.model,
         [policy.chat.fitted_prompt_ids(prompt, longest)[0] for prompt in chosen],
@@ -65,7 +70,7 @@ def sample_to_sheet(
         if len(made) > 1:
             items.append((prompt, made))
     store.add(completion for _, made in items for completion in made)
-    return write_sheet(sheet, items)
+    return write_sheet(sheet, items, annotator=user_name())
 
 
 def evaluate_pair(
@@ -73,12 +78,21 @@ def evaluate_pair(
 ) -> list[dict[str, Any]]:
     """Compare two policies on the recipe's held-out prompts; KL is taken to ``before``."""
     policies = [load_policy(path) for path in (after, before)]
+    if policies[0].tokenizer.get_vocab() != policies[1].tokenizer.get_vocab():
+        raise ValueError(f"{after} and {before} have different tokenizers, so there is no KL between them")
+    needed = recipe.data.max_prompt_tokens + recipe.evaluate.max_response_tokens
+    context = min(policy.context for policy in policies)
+    if needed > context:
+        raise ValueError(
+            f"the models read at most {context} tokens; data.max_prompt_tokens and evaluate.max_response_tokens "
+            f"together need {needed}. Lower one of them"
+        )
     with Store.open(project / "feedback.db") as store:
         data = prepare(recipe, store, folder)
-        context = Context(recipe, project / "runs" / recipe.name, data, store)
-        name, judge_answers = choose_judge(context, judge)
+        run = Context(recipe, project / "runs" / recipe.name, data, store)
+        name, judge_answers = choose_judge(run, judge)
         prompts = data.heldout[: recipe.evaluate.prompts]
-        new, old = (answers_of(context, policy, policies[1], prompts, judge_answers, None) for policy in policies)
+        new, old = (answers_of(run, policy, policies[1], prompts, judge_answers, None) for policy in policies)
     report, _ = compare(after, new, before, old, prompts, name)
     return [report]
 
@@ -86,14 +100,13 @@ def evaluate_pair(
 def coloured_examples(model: str, file: Path | None, count: int, loss_on: Literal["all", "last"]) -> Iterator[Text]:
     """Conversations token by token: green is trained on, grey is context."""
     chat = Chat(load_tokenizer(model))
-    yield Text.assemble("Green is trained on, grey is context. ", ("▁ marks a space, ⏎ a new line.", "dim"))
+    records: Iterable[AnyRecord]
     if file is not None:
-        yield from (
-            coloured(chat, chat.render(turns, loss_on)) for turns in islice(_conversations(read_file(file)), count)
-        )
-        return
-    with Store.open("feedback.db", create=False) as store:
-        records = [*store.prompts(), *store.demonstrations(), *store.completions()]
+        records = read_file(file)
+    else:
+        with Store.open("feedback.db", create=False) as store:
+            records = [*store.prompts(), *store.demonstrations(), *store.completions()]
+    yield Text.assemble("Green is trained on, grey is context. ", ("▁ marks a space, ⏎ a new line.", "dim"))
     yield from (coloured(chat, chat.render(turns, loss_on)) for turns in islice(_conversations(records), count))
 
 
@@ -114,20 +127,19 @@ def converse(
     """A conversation: send it what the person says, and it yields the answer (and an empty string to begin)."""
     messages: list[Message] = []
     turn = 0
+    longest = min(max_response_tokens, policy.context // 2)  # the other half is for what was said
     while True:
         said = yield ""
         messages = [*([] if single else messages), Message(role="user", content=said)]
-        _, prompt = policy.chat.fitted_prompt_ids(
-            Prompt(messages=tuple(messages)), policy.context - max_response_tokens
-        )
+        _, prompt = policy.chat.fitted_prompt_ids(Prompt(messages=tuple(messages)), policy.context - longest)
         answer = policy.generate(
-            prompt, max_response_tokens=max_response_tokens, temperature=temperature, seed=derive(seed, turn)
+            prompt, max_response_tokens=longest, temperature=temperature, seed=derive(seed, turn)
         )
         messages, turn = [*messages, Message(role="assistant", content=answer)], turn + 1
         yield answer
 
 
-def _conversations(records: Iterable[Any]) -> Iterator[Sequence[Message]]:
+def _conversations(records: Iterable[AnyRecord]) -> Iterator[Sequence[Message]]:
     """Prompts with each of their answers."""
     prompts: dict[str, Prompt] = {}
     for record in records:

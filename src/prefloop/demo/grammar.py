@@ -9,9 +9,9 @@ Three properties the tests hold this file to:
 
 * Texts can be read back: :func:`read` recovers intent and facts from any message, so nothing needs to be
   carried along in a prompt's metadata.
-* The held-out messages pair intents with names *and* items with which they never occur in training, while
-  each single word and each sentence form does occur there (:func:`heldout_values`). Whoever does well on
-  them has learnt to rewrite, not remembered.
+* The held-out messages put names *and* items into sentence forms in which they never stand in training, while
+  each single word and each form does occur there (:func:`heldout_values`). Whoever does well on them has
+  learnt to rewrite, not remembered.
 * The demonstrations are of mixed quality on purpose (:data:`HABITS`): a model that imitates them shows each
   virtue often and all of them together seldom, which leaves the room that learning from preferences fills.
 """
@@ -236,26 +236,31 @@ class Facts:
 # --- Train and held out ----------------------------------------------------------------------------
 
 
-@cache
-def heldout_values(intent: Intent, slot: str) -> frozenset[str]:
-    """The values of ``slot`` ("name" or "item") that go with ``intent`` in held-out messages only.
+INTENT_OF: dict[str, Intent] = {form: intent for intent in INTENTS for form in intent.forms}
+"""Each form of a message (a template), and what it asks for."""
 
-    A quarter of the names and at least one item. The values stand in a hashed order and each intent takes
-    the next ones around the circle, so that a value held out from one intent is in training with another.
+
+@cache
+def heldout_values(form: str, slot: str) -> frozenset[str]:
+    """The values of ``slot`` ("name" or "item") that go with this form in held-out messages only.
+
+    A quarter of the names and at least one item. The values stand in a hashed order and each form takes the next
+    ones around the circle, so that a value held out from one form is in training with another.
     """
-    values = NAMES if slot == "name" else ITEMS[intent.items]
-    peers = INTENTS if slot == "name" else tuple(i for i in INTENTS if i.items == intent.items)
+    items = INTENT_OF[form].items
+    values = NAMES if slot == "name" else ITEMS[items]
+    peers = [other for other, intent in INTENT_OF.items() if slot == "name" or intent.items == items]
     order = sorted(values, key=lambda value: content_id("heldout", slot, value))
     size = max(1, len(values) // 4)
-    start = peers.index(intent) * size
+    start = peers.index(form) * size
     return frozenset(order[(start + i) % len(order)] for i in range(size))
 
 
 @cache
-def slot_values(intent: Intent, slot: str, split: Split) -> tuple[str, ...]:
-    """The names or items that go with ``intent`` in this split."""
-    held = heldout_values(intent, slot)
-    values = NAMES if slot == "name" else ITEMS[intent.items]
+def slot_values(form: str, slot: str, split: Split) -> tuple[str, ...]:
+    """The names or items that go with this form in this split."""
+    held = heldout_values(form, slot)
+    values = NAMES if slot == "name" else ITEMS[INTENT_OF[form].items]
     return tuple(value for value in values if (value in held) == (split == "heldout"))
 
 
@@ -263,12 +268,11 @@ def count_prompts(split: Split) -> int:
     """How many distinct messages the split has."""
     wordings = sum(len(before) * len(after) for before, after in REGISTERS.values())
     return wordings * sum(
-        len(slot_values(intent, "name", split))
-        * len(slot_values(intent, "item", split))
+        len(slot_values(form, "name", split))
+        * len(slot_values(form, "item", split))
         * len(TIMES)
         * (len(AMOUNTS) if intent.amount else 1)
-        * len(intent.forms)
-        for intent in INTENTS
+        for form, intent in INTENT_OF.items()
     )
 
 
@@ -297,17 +301,18 @@ def capital(text: str) -> str:
 
 
 def sample_message(rng: random.Random, split: Split) -> str:
-    """One message: intent, register, wording and facts each drawn evenly."""
+    """One message: intent, form, register, wording and facts each drawn evenly."""
     intent = rng.choice(INTENTS)
+    form = rng.choice(intent.forms)
     facts = Facts(
         intent=intent,
-        name=rng.choice(slot_values(intent, "name", split)),
-        item=rng.choice(slot_values(intent, "item", split)),
+        name=rng.choice(slot_values(form, "name", split)),
+        item=rng.choice(slot_values(form, "item", split)),
         time=rng.choice(TIMES),
         amount=rng.choice(AMOUNTS) if intent.amount else None,
     )
     before, after = REGISTERS[rng.choice(tuple(REGISTERS))]
-    return message(facts, rng.choice(intent.forms), rng.choice(before), rng.choice(after))
+    return message(facts, form, rng.choice(before), rng.choice(after))
 
 
 def sample_prompts(n: int, split: Split, seed: int) -> list[Prompt]:
@@ -440,8 +445,13 @@ def pretraining_text(n: int, seed: int) -> list[str]:
 
 
 def _say(facts: Facts, rng: random.Random) -> str:
-    """One request in any wording, all facts kept."""
+    """One request in any wording of the training split, all facts kept."""
+    forms = [form for form in facts.intent.forms if _in_training(facts, form)]
     if rng.random() < 0.5:
         before, after = REGISTERS[rng.choice(tuple(REGISTERS))]
-        return message(facts, rng.choice(facts.intent.forms), rng.choice(before), rng.choice(after))
+        return message(facts, rng.choice(forms), rng.choice(before), rng.choice(after))
     return demonstrate(facts, rng.choice(("good", "padded", "curt")), rng)
+
+
+def _in_training(facts: Facts, form: str) -> bool:
+    return all(getattr(facts, slot) in slot_values(form, slot, "train") for slot in ("name", "item"))

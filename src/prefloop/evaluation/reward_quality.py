@@ -53,7 +53,9 @@ def figures(
     correct = np.where(toward == 0, 0.5, toward > 0)[decided].astype(float)
     predicted = expit(np.abs(toward))
     observed = np.where(toward >= 0, majority, votes - majority) / votes
-    loss = -(majority * np.log(expit(toward)) + (votes - majority) * np.log(expit(-toward))).sum() / votes.sum()
+    # log σ(x) = −log(1 + e^−x), which stays finite where σ(x) is 0 in floating point.
+    wrong = majority * np.logaddexp(0, -toward) + (votes - majority) * np.logaddexp(0, toward)
+    loss = wrong.sum() / votes.sum()
     reliability = _reliability(predicted, observed, votes)
     return {
         "accuracy": wilson(float(correct.sum()), int(decided.sum())),

@@ -63,7 +63,7 @@ class RewardModel:
         weight = classifier.score.weight
         with torch.no_grad():
             weight.normal_(0, 1 / math.sqrt(weight.shape[1] + 1), generator=generator)
-        return cls(classifier.to(model.device), tokenizer)
+        return cls(classifier.to(model.device).eval(), tokenizer)
 
     def score_batch(self, batch: TokenBatch) -> Float[Tensor, " B"]:
         """The score of each row, read at its last real token."""

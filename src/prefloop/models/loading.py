@@ -46,7 +46,7 @@ def load_pretrained(kind: Any, path: str | Path, device: str | None) -> tuple[An
 def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
     try:
         return kind.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         folder = Path(path)
         found = (
             f"the folder is there and holds {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ RewardFunction = Callable[[str, str], float]
 """(prompt's text, response) → how good the response is."""
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """What PPO asks: a score for each response of a rollout."""
 

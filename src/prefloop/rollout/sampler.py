@@ -110,8 +110,10 @@ def draw(
         tokens = logits.argmax(1)
     else:
         cumulative = probabilities.cumsum(1)
-        # Scaled by the sum, which rounding leaves a little off 1, no uniform falls past the last token.
-        thresholds = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
+        # Scaled by the sum, which rounding leaves a little off 1, and below 1 in float32 too, no uniform falls past
+        # the last possible token.
+        uniforms = uniforms.to(cumulative.dtype).clamp(max=1 - 2**-24)
+        thresholds = uniforms[:, None] * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, thresholds, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
     entropy = -(probabilities * distribution).sum(1)
     return tokens, distribution.gather(1, tokens[:, None])[:, 0], entropy

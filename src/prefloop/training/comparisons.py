@@ -77,6 +77,8 @@ def flatten(groups: Sequence[PreferenceGroup], device: torch.device) -> tuple[li
 
 def group_micro_batches(groups: Sequence[PreferenceGroup], max_tokens: int) -> Iterator[list[PreferenceGroup]]:
     """Cut groups into micro-batches of at most ``max_tokens`` tokens (padding included), groups kept whole."""
-    sizes = [len(g.sequences) * max(map(len, g.sequences)) for g in groups]
+    # Every group is taken for one of the most answers, so that groups of similar length come together and fit.
+    answers = max((len(g.sequences) for g in groups), default=0)
+    sizes = [answers * max(map(len, g.sequences)) for g in groups]
     for rows in micro_batches(sizes, max_tokens):
         yield [groups[i] for i in rows]

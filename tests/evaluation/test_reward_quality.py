@@ -1,0 +1,176 @@
+"""Figures of a reward model against sums written out pair by pair."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from tests.toys import byte_tokenizer, llama, random_sequences
+
+from prefloop.evaluation.intervals import wilson
+from prefloop.evaluation.reward_quality import evaluate_reward, figures
+from prefloop.models.heads import RewardModel
+from prefloop.training.comparisons import PreferenceGroup
+
+Pair = tuple[float, float, float]
+"""Score difference, votes for the first, votes for the second."""
+
+
+def pairs(seed: int, count: int, votes: int) -> list[Pair]:
+    rng = random.Random(seed)
+    found = []
+    for _ in range(count):
+        first = sum(rng.random() < 0.6 for _ in range(votes))
+        found.append((rng.gauss(0, 1.5), float(first), float(votes - first)))
+    return found
+
+
+def of(found: list[Pair]) -> dict[str, Any]:
+    return figures(*(np.array(column) for column in zip(*found, strict=True)))
+
+
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def brute_force(found: list[Pair]) -> dict[str, Any]:
+    """One vote after another: who won, how sure was the model of the side that it prefers?"""
+    right, decided, loss, brier, total = 0, 0, 0.0, 0.0, 0.0
+    bins: dict[int, list[tuple[float, float, float]]] = {}
+    for difference, first, second in found:
+        if first != second:
+            decided += 1
+            right += (difference > 0) == (first > second)
+        loss -= first * math.log(sigma(difference)) + second * math.log(sigma(-difference))
+        sure, votes = sigma(abs(difference)), first + second
+        agreed = (first if difference > 0 else second) / votes
+        brier += votes * (sure - agreed) ** 2
+        total += votes
+        bins.setdefault(min(9, int((sure - 0.5) * 20)), []).append((sure, agreed, votes))
+    ece = 0.0
+    for members in bins.values():
+        weight = sum(votes for _, _, votes in members)
+        gap = sum(sure * votes - agreed * votes for sure, agreed, votes in members) / weight
+        ece += weight / total * abs(gap)
+    return {
+        "accuracy": wilson(right, decided),
+        "loss": loss / total,
+        "brier": brier / total,
+        "ece": ece,
+        "bins": len(bins),
+        "votes": total,
+    }
+
+
+@pytest.mark.parametrize("votes", [(1,), (4,), (1, 2, 5)])
+def test_figures_are_what_counting_gives(votes: tuple[int, ...]) -> None:
+    data = [pair for seed, number in enumerate(votes) for pair in pairs(seed, 200, number)]
+    found, expected = of(data), brute_force(data)
+    assert found["accuracy"] == pytest.approx(expected["accuracy"])
+    for name in ("loss", "brier", "ece"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-12), name
+    assert len(found["reliability"]) == expected["bins"]
+    assert sum(b["n"] for b in found["reliability"]) == expected["votes"]
+    assert all(0.5 <= b["predicted"] <= 1 and 0 <= b["observed"] <= 1 for b in found["reliability"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_which_side_is_first_does_not_matter() -> None:
+    data = pairs(5, 200, 3)
+    turned = [(-d, b, a) if i % 3 else (d, a, b) for i, (d, a, b) in enumerate(data)]
+    one, other = of(data), of(turned)
+    for name in ("loss", "ece", "brier"):
+        assert one[name] == pytest.approx(other[name], rel=1e-12)
+    assert one["accuracy"] == other["accuracy"]
+    assert one["by_margin"] == other["by_margin"]
+    assert one["by_agreement"] == other["by_agreement"]
+
+
+def test_ties_count_for_loss_and_calibration_but_not_for_accuracy() -> None:
+    data = [(1.0, 1.0, 0.0), (-2.0, 1.0, 0.0), (0.7, 0.5, 0.5)]
+    found = of(data)
+    assert (found["accuracy"]["value"], found["accuracy"]["n"]) == (0.5, 2)
+    assert found["loss"] == pytest.approx(brute_force(data)["loss"])
+    with pytest.raises(ValueError, match=r"no held-out comparison has a majority.*Judge more"):
+        of([(1.0, 0.5, 0.5)])
+
+
+def test_a_model_that_cannot_decide_is_right_half_of_the_time() -> None:
+    found = of([(0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0)])
+    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
+
+
+def test_margins_are_in_thirds_smallest_first() -> None:
+    data = [(0.1, 0.0, 1.0), (-0.2, 1.0, 0.0), (0.5, 1.0, 0.0), (-0.6, 1.0, 0.0), (2.0, 1.0, 0.0), (-3.0, 0.0, 1.0)]
+    found = of(data)["by_margin"]
+    assert [b["n"] for b in found] == [2, 2, 2]
+    assert [(b["low"], b["high"]) for b in found] == [(0.1, 0.2), (0.5, 0.6), (2.0, 3.0)]
+    assert [b["accuracy"] for b in found] == [0.0, 0.5, 1.0]
+
+
+def test_agreement_is_the_share_on_the_majoritys_side() -> None:
+    data = [(1.0, 3.0, 0.0), (-1.0, 2.0, 1.0), (1.0, 1.0, 2.0), (-1.0, 1.0, 2.0), (1.0, 2.0, 1.0)]
+    found = of(data)["by_agreement"]
+    assert [(b["agreement"], b["accuracy"], b["n"]) for b in found] == [(0.667, 0.5, 4), (1.0, 1.0, 1)]
+    assert of([(1.0, 1.0, 0.0)])["by_agreement"] == []
+
+
+def test_a_calibrated_model_has_no_calibration_error() -> None:
+    rng = random.Random(0)
+    draws = [rng.gauss(0, 1.5) for _ in range(40_000)]
+    calibrated = [(d, *((1.0, 0.0) if rng.random() < sigma(d) else (0.0, 1.0))) for d in draws]
+    assert of(calibrated)["ece"] < 0.01
+    assert of([(3 * d, a, b) for d, a, b in calibrated])["ece"] > 0.08
+
+
+@pytest.mark.parametrize("size", [50.0, 1000.0])
+def test_enormous_differences_give_finite_figures(size: float) -> None:
+    found = of([(size, 1.0, 0.0), (-size, 1.0, 0.0), (size, 1.0, 2.0)])
+    assert found["loss"] == pytest.approx((size + 2 * size) / 5)
+    json.dumps(found, allow_nan=False)
+
+
+# With a model
+
+
+def toy() -> RewardModel:
+    tokenizer = byte_tokenizer()
+    return RewardModel.from_policy(llama(len(tokenizer)), tokenizer, seed=0)
+
+
+def groups() -> list[PreferenceGroup]:
+    """Groups of two and three answers of different lengths."""
+    sequences = random_sequences(1, [(4, 2 + i % 7) for i in range(25)])
+    three = tuple(sequences[:3]), ((0, 1, 1.0, 0.0), (0, 2, 2.0, 1.0), (1, 2, 0.5, 0.5))
+    return [
+        PreferenceGroup(*three),
+        *(PreferenceGroup(tuple(sequences[i : i + 2]), ((0, 1, 1.0, 0.0),)) for i in range(3, 25, 2)),
+    ]
+
+
+def test_a_model_is_measured_by_its_scores_pair_by_pair() -> None:
+    reward, data = toy(), groups()
+    with torch.no_grad():
+        scores = [[float(reward.score([s])[0]) for s in group.sequences] for group in data]
+    found = [(own[i] - own[j], a, b) for own, g in zip(scores, data, strict=True) for i, j, a, b in g.pairs]
+    expected = brute_force(found)
+    result = evaluate_reward(reward, data, max_tokens=40)
+    assert result["accuracy"] == pytest.approx(expected["accuracy"])
+    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert result["pairs"] == len(found) == 14
+    lengths = [s.response_tokens for group in data for s in group.sequences]
+    flat = [score for own in scores for score in own]
+    assert result["length_correlation"] == pytest.approx(spearmanr(flat, lengths).statistic)
+    assert result == evaluate_reward(reward, data, max_tokens=40)
+
+
+def test_equal_lengths_have_no_correlation_with_anything() -> None:
+    sequences = random_sequences(1, [(4, 3)] * 4)
+    data = [PreferenceGroup(tuple(sequences[i : i + 2]), ((0, 1, 1.0, 0.0),)) for i in (0, 2)]
+    assert evaluate_reward(toy(), data)["length_correlation"] == 0.0

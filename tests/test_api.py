@@ -1,0 +1,267 @@
+"""The library: five lines in a notebook, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests import toys
+
+import prefloop
+from prefloop.feedback.aggregate import Comparison
+from prefloop.feedback.records import Prompt
+from prefloop.models.heads import RewardModel
+from prefloop.policy import Policy
+from prefloop.training.loop import Metrics
+
+PPO: dict[str, Any] = {"iterations": 2, "episodes": 4, "minibatch_episodes": 2, "max_response_tokens": 6}
+QUESTIONS = ["What?", "Why?", "Where is it?"]
+COMPARISONS = [(f"question {i}", "yes", "no, never") for i in range(6)]
+DEMONSTRATIONS = [(f"question {i}", "yes") for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def base() -> Policy:
+    return toys.policy()
+
+
+def state(policy: Policy | RewardModel) -> list[torch.Tensor]:
+    return toys.parameters(policy.model)
+
+
+# Training
+
+
+def test_five_lines(base: Policy, tmp_path: Path) -> None:
+    base.save(tmp_path / "model")
+    policy = prefloop.load(str(tmp_path / "model"))
+    result = prefloop.ppo(policy, QUESTIONS, reward=lambda _, response: len(response) / 100, **PPO)
+    text = result.policy.generate("Why is the sky blue?", max_response_tokens=5)
+    assert isinstance(text, str)
+    assert text == result.policy.generate("Why is the sky blue?", max_response_tokens=5)
+
+
+Train = Callable[..., Any]
+TRAINERS: dict[str, tuple[Train, list[Any], dict[str, Any]]] = {
+    "sft": (prefloop.sft, [DEMONSTRATIONS], {"epochs": 2.0, "batch_size": 2}),
+    "reward_model": (prefloop.reward_model, [COMPARISONS], {"epochs": 2.0, "batch_size": 2}),
+    "ppo": (prefloop.ppo, [QUESTIONS, lambda _, response: float(len(response))], PPO),
+    "dpo": (prefloop.dpo, [COMPARISONS], {"epochs": 2.0, "batch_size": 2}),
+}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_each_function_trains_a_copy_and_tells_how_it_went(base: Policy, name: str) -> None:
+    train, data, options = TRAINERS[name]
+    before, seen = state(base), list[Metrics]()
+    result = train(base, *data, log=seen.append, seed=3, **options)
+    assert toys.same(state(base), before)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in base.model.parameters())
+    assert not base.model.training
+    model = result.model if name == "reward_model" else result.policy
+    assert not model.model.training
+    trunk = [(a, b) for a, b in zip(state(model), before, strict=False) if a.shape == b.shape]
+    assert any(not torch.equal(a, b) for a, b in trunk)
+    assert result.metrics == seen
+    assert len(seen) == (2 if name == "ppo" else 6)
+    assert all(math.isfinite(value) for line in seen for value in line.values())
+    assert [line["iteration" if name == "ppo" else "step"] for line in seen] == list(range(1, len(seen) + 1))
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(base: Policy, name: str) -> None:
+    train, data, options = TRAINERS[name]
+    first, again, other = (train(base, *data, seed=seed, **options) for seed in (0, 0, 1))
+    models = [one.model if name == "reward_model" else one.policy for one in (first, again, other)]
+    assert toys.same(state(models[0]), state(models[1]))
+    assert not toys.same(state(models[0]), state(models[2]))
+
+
+def test_each_function_learns_what_it_is_given(base: Policy) -> None:
+    options = {"epochs": 20.0, "batch_size": 6, "learning_rate": 1e-2}
+    sft = prefloop.sft(base, DEMONSTRATIONS, **options)
+    assert sft.metrics[-1]["loss"] < 0.5 * sft.metrics[0]["loss"]
+    assert sft.policy.generate("question 3", temperature=0.0) == "yes"
+    model = prefloop.reward_model(base, COMPARISONS, heldout=COMPARISONS, **options).model
+    assert all(model(prompt, good) > model(prompt, bad) for prompt, good, bad in COMPARISONS)
+    dpo = prefloop.dpo(base, COMPARISONS, heldout=COMPARISONS, **options)
+    assert dpo.metrics[-1]["eval_accuracy"] == 1.0
+    assert dpo.metrics[-1]["margin"] > 0.5
+
+
+def test_ppo_follows_a_plain_function(base: Policy) -> None:
+    options = PPO | {"iterations": 12, "episodes": 32, "minibatch_episodes": 8, "learning_rate": 1e-2, "kl_coef": 0.0}
+
+    def letters(_prompt: str, response: str) -> float:
+        return sum(character.islower() for character in response) / 6
+
+    lines = prefloop.ppo(base, QUESTIONS, letters, **options, missing_eos_penalty=0.0).metrics
+    assert lines[-1]["reward"] > lines[0]["reward"] + 0.1
+
+
+# Rewards
+
+
+def test_a_function_sees_the_texts(base: Policy) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def reward(prompt: str, response: str) -> int:
+        seen.append((prompt, response))
+        return 1
+
+    result = prefloop.ppo(
+        base, [*QUESTIONS, [{"role": "system", "content": "Be"}, {"role": "user", "content": "me"}]], reward, **PPO
+    )
+    assert {prompt for prompt, _ in seen} <= {*QUESTIONS, "me"}
+    assert len(seen) == 8
+    assert [line["reward"] for line in result.metrics] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "good"])
+def test_a_reward_that_is_no_number_is_refused(base: Policy, value: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"reward function returned .*no finite number, for prompt '.*' and response"
+    ):
+        prefloop.ppo(base, QUESTIONS, lambda _prompt, _response: value, **PPO)
+
+
+def test_an_error_in_the_reward_function_comes_through(base: Policy) -> None:
+    def reward(prompt: str, response: str) -> float:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        prefloop.ppo(base, QUESTIONS, reward, **PPO)
+
+
+def test_a_reward_model_is_a_reward(base: Policy) -> None:
+    model = prefloop.reward_model(base, COMPARISONS, batch_size=2).model
+    before = state(model)
+    lines = prefloop.ppo(base, QUESTIONS, model, **PPO).metrics
+    assert toys.same(state(model), before)
+    by_text = prefloop.ppo(base, QUESTIONS, lambda prompt, response: model(prompt, response), **PPO).metrics
+    # The model reads the tokens, the function the text; where an answer was cut off, the text gains an eos.
+    assert lines[0]["reward"] == pytest.approx(by_text[0]["reward"], abs=1.0)
+
+
+def test_a_reward_model_with_another_tokenizer_reads_the_text(base: Policy) -> None:
+    tokenizer = toys.byte_tokenizer(merges=[("y", "e"), ("ye", "s")])
+    other = Policy(toys.llama(len(tokenizer)), tokenizer)
+    model = prefloop.reward_model(other, COMPARISONS, batch_size=2).model
+    lines = prefloop.ppo(base, QUESTIONS, model, **PPO).metrics
+    by_text = prefloop.ppo(base, QUESTIONS, lambda prompt, response: model(prompt, response), **PPO).metrics
+    assert [line["reward"] for line in lines] == [line["reward"] for line in by_text]
+
+
+# Data in any shape
+
+
+def test_comparisons_may_be_tuples_mappings_or_records(base: Policy) -> None:
+    asked = [Prompt.of(prompt) for prompt, _, _ in COMPARISONS]
+    shapes: list[Sequence[Any]] = [
+        COMPARISONS,
+        [{"prompt": p, "chosen": good, "rejected": bad, "extra": 1} for p, good, bad in COMPARISONS],
+        [([{"role": "user", "content": p}], good, bad) for p, good, bad in COMPARISONS],
+        [Comparison(p, ("yes", "no, never"), ("1", "2"), ((0, 1, 1.0),)) for p in asked],
+    ]
+    for train in (prefloop.dpo, prefloop.reward_model):
+        metrics = [_losses(train(base, shape, batch_size=2)) for shape in shapes]
+        assert metrics[0] == metrics[1] == metrics[2] == metrics[3]
+    assert _losses(prefloop.dpo(base, iter(COMPARISONS), batch_size=2)) == _losses(
+        prefloop.dpo(base, COMPARISONS, batch_size=2)
+    )
+
+
+def test_demonstrations_may_be_tuples_or_mappings(base: Policy) -> None:
+    shapes: list[Sequence[Any]] = [
+        DEMONSTRATIONS,
+        [{"prompt": prompt, "response": answer} for prompt, answer in DEMONSTRATIONS],
+        [(Prompt.of(prompt), answer) for prompt, answer in DEMONSTRATIONS],
+    ]
+    losses = [_losses(prefloop.sft(base, shape, batch_size=2)) for shape in shapes]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def _losses(result: Any) -> list[float]:
+    return [line["loss"] for line in result.metrics]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("sft", {"epoch": 2}, r"prefloop\.sft:\n  epoch: there is no such key; did you mean epochs\?"),
+        ("reward_model", {"center_coef": 2}, r"prefloop\.reward_model:\n.*did you mean centre_coef\?"),
+        ("ppo", {"kl_coeff": 0.1}, r"prefloop\.ppo:\n  kl_coeff: .*did you mean kl_coef\?"),
+        ("dpo", {"beta": 0}, r"prefloop\.dpo:\n  beta = 0: .*greater than 0"),
+        ("dpo", {"beta": "high"}, r"beta = 'high': .*valid number"),
+        ("ppo", {"episodes": 5}, r"episodes \(5\) must be a multiple of minibatch_episodes \(2\)"),
+        ("ppo", {"max_response_tokens": 128}, r"max_response_tokens = 128 leaves no room .* 128 tokens"),
+    ],
+)
+def test_options_are_checked(base: Policy, name: str, option: dict[str, Any], message: str) -> None:
+    train, data, options = TRAINERS[name]
+    with pytest.raises(ValueError, match=message):
+        train(base, *data, **options | option)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("sft", [], "no demonstrations"),
+        ("sft", [("a", "b", "c")], r"a demonstration is \(prompt, response\); got 3 values"),
+        ("sft", ["ab"], r"a demonstration is \(prompt, response\); got 'ab'"),
+        ("sft", [3], r"a demonstration is \(prompt, response\); got 3"),
+        ("sft", [{"prompt": "a", "completion": "b"}], "this one lacks response"),
+        ("sft", [([{"role": "robot", "content": "a"}], "b")], "a prompt is a text.*robot"),
+        ("sft", [(7, "b")], "a prompt is a text"),
+        (
+            "sft",
+            [([{"role": "assistant", "content": "a"}], "b")],
+            "must end with a message that the assistant answers",
+        ),
+        ("sft", [("a" * 200, "b")], r"a demonstration may have 128 tokens.*1 of 1 are longer"),
+        ("dpo", [], "no comparisons"),
+        ("dpo", [("a", "b")], r"a comparison is \(prompt, chosen, rejected\); got 2 values"),
+        ("dpo", [("a", "b", "c"), ("a", "b", "b")], "comparison 1: chosen and rejected are the same text 'b'"),
+        ("dpo", [{"prompt": "a", "chosen": "b"}], "this one lacks rejected"),
+        ("dpo", [("a", "b" * 127, "c")], r"a compared answer may have 128 tokens.*1 of 2 are longer"),
+        ("reward_model", [], "no comparisons"),
+        ("reward_model", [("a", "b", "b")], "chosen and rejected are the same"),
+        ("ppo", [], "no prompts"),
+        ("ppo", [3], "a prompt is a text"),
+        ("ppo", ["a" * 200], "has a line of"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_data_are_checked(name: str, data: list[Any], message: str, kind: str) -> None:
+    train, more, options = TRAINERS[name]
+    with pytest.raises(ValueError, match=message):
+        train(toys.policy(kind), data, *more[1:], **options)
+
+
+def test_the_longest_that_fits_is_taken() -> None:
+    """GPT-2 has a table of positions: one token more would be an error in the middle of training."""
+    policy = toys.policy("gpt2")
+    room = policy.context - len(policy.chat.prompt_ids(Prompt.of("a").messages)) - 2  # a space and the eos
+    prefloop.sft(policy, [("a", "b" * room)], batch_size=1)
+    prefloop.dpo(policy, [("a", "b" * room, "c")], batch_size=1)
+    prefloop.ppo(policy, QUESTIONS, lambda *_: 0.0, **PPO | {"max_response_tokens": 90})
+    with pytest.raises(ValueError, match="longer"):
+        prefloop.sft(policy, [("a", "b" * (room + 1))], batch_size=1)
+
+
+def test_a_model_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"cannot load a model from 'no/such': there is no such folder"):
+        prefloop.load("no/such")
+
+
+def test_the_package_has_what_it_says() -> None:
+    assert all(hasattr(prefloop, name) for name in prefloop.__all__)
+    with pytest.raises(AttributeError, match="'prefloop' has no attribute 'train'"):
+        _ = prefloop.train

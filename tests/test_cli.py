@@ -1,0 +1,357 @@
+"""Every command, with tiny models, as a person would call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer
+from rich.console import Console
+from tests.test_pipeline import MODEL, dialogues, tiny
+
+from prefloop import cli
+from prefloop.config import dump_recipe, load_recipe
+from prefloop.feedback.store import Store
+from prefloop.runs import read_json
+from prefloop.tasks import coloured_examples
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs ``prefloop ARGUMENTS`` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["prefloop", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a finished run."""
+    from prefloop import pipeline
+
+    project = tmp_path_factory.mktemp("finished")
+    (project / "prefloop.toml").write_text(dump_recipe(tiny()), encoding="utf-8")
+    pipeline.run(tiny(), project)
+    return project
+
+
+def settings(*more: str) -> list[str]:
+    """MODEL as --set options."""
+    chosen = [f"{section}.{key}={value}" for section, table in MODEL.items() for key, value in table.items()]
+    return [part for one in [*chosen, *more] for part in ("--set", one)]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def ok(outcome: Outcome) -> str:
+    assert outcome.code == 0, outcome
+    assert outcome.err == ""
+    return outcome.out
+
+
+# Help
+
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+def test_these_are_the_commands() -> None:
+    assert list(COMMANDS) == ["demo", "init", "run", "import", "sample", "evaluate", "report", "inspect", "chat"]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_explains_every_option(command: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = ok(call(command, "--help"))
+    for parameter in COMMANDS[command].params:
+        if parameter.param_type_name == "option":
+            assert all(name in shown for name in parameter.opts)
+        assert parameter.help, f"{command} {parameter.name} is not explained"
+        assert " ".join(parameter.help.replace("`", "").split()[:3]) in shown
+
+
+def test_help_is_quick() -> None:
+    """It imports nothing heavy: no torch, no validation, no database."""
+    heavy = {"torch", "transformers", "numpy", "scipy", "sqlalchemy", "pydantic", "jinja2", "tokenizers"}
+    program = (
+        "import sys\nfrom prefloop.cli import main\nsys.argv = ['prefloop', '--help']\n"
+        f"try:\n    main()\nfinally:\n    print('heavy:', sorted({heavy!r} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+    for command in COMMANDS:
+        assert f" {command} " in done.stdout
+
+
+def test_it_is_a_module_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "prefloop", "report", "no-such"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no-such: there is no such folder")
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_asked_shows_the_help(call: Call) -> None:
+    assert "prefloop demo" in call().out
+
+
+# The loop
+
+
+def test_demo(call: Call, tmp_path: Path) -> None:
+    options = settings("data.world_prompts=60", "data.world_heldout=30")
+    shown = ok(call("demo", "--folder", "here", "--seed", 3, "--algorithm", "dpo", *options))
+    folder = tmp_path / "here" / "runs" / "seed-3"
+    assert shown.splitlines()[-1] == "Report: here/runs/seed-3/report.html"
+    assert (folder / "report.html").is_file()
+    assert not (folder / "ppo").exists()
+    assert "Judged by: true preference, 12 prompts." in shown
+    for stage in ("pretrain", "sft", "sample", "label", "reward", "dpo", "evaluation"):
+        assert re.search(rf"^{stage} +done", shown, re.MULTILINE)
+    recipe = load_recipe(tmp_path / "here" / "prefloop.toml")
+    assert (recipe.seed, recipe.algorithms) == (3, ("dpo",))
+    assert load_recipe(folder / "recipe.toml") == recipe
+    again = ok(call("demo", "--folder", "here", "--seed", 3, "--algorithm", "dpo", *options))
+    assert len(re.findall(r" unchanged ", again)) == 7
+    assert names(tmp_path) == ["here"]
+
+
+def test_demo_with_people(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops with instructions; following them to the letter leads to the end."""
+    options = settings("data.world_prompts=60", "data.world_heldout=30", "label.minimum=10", 'algorithms=["dpo"]')
+    shown = ok(call("demo", "--human", *options))
+    (sheet,) = (tmp_path / "prefloop-demo" / "runs" / "seed-0-human").glob("to-judge*.jsonl")
+    assert f'1. Open {sheet} and set "choice"' in shown  # whole, however long: not broken into two lines
+    rows = [json.loads(line) for line in sheet.read_text(encoding="utf-8").splitlines()]
+    sheet.write_text("".join(json.dumps(row | {"choice": "2"}) + "\n" for row in rows), encoding="utf-8")
+    steps = dict(re.findall(r"^  \d\. (cd|prefloop import|prefloop run) ?(.*)$", shown, re.MULTILINE))
+    assert list(steps) == ["cd", "prefloop import", "prefloop run"]
+    monkeypatch.chdir(steps["cd"])
+    assert f"{len(rows)} judgements" in ok(call("import", steps["prefloop import"]))
+    assert "Judged by: true preference" in ok(call("run"))
+    assert read_json(sheet.parent / "label" / "manifest.json")["judgements"] == len(rows)
+
+
+def test_a_project_from_init_to_report(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "cd mine" in ok(call("init", "mine"))
+    assert names(tmp_path / "mine") == ["feedback.db", "prefloop.toml"]
+    monkeypatch.chdir("mine")
+    file = dialogues(tmp_path / "dialogues.jsonl")
+    assert ok(call("import", file)) == (
+        f"{file}: 80 rows (dialogue): 80 new prompts, 160 completions, 80 judgements, 0 demonstrations\n"
+    )
+    assert " 0 new prompts, 0 completions, 0 judgements" in ok(call("import", file))
+    shown = ok(call("run", *settings("data.heldout_fraction=0.25", "judge.fraction=0.3")))
+    assert shown.splitlines()[-1] == "Report: " + str(tmp_path / "mine" / "runs" / "mine" / "report.html")
+    assert "Judged by: held-out reward model" in shown
+    (tmp_path / "mine" / "runs" / "mine" / "report.html").unlink()
+    assert ok(call("report", "runs/mine")) == "Report: runs/mine/report.html\n"
+    assert (tmp_path / "mine" / "runs" / "mine" / "report.html").is_file()
+
+
+def test_run_uses_the_recipe_that_it_is_given(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    dialogues(tmp_path / "recipes" / "dialogues.jsonl")
+    data = '[data]\nfiles = ["dialogues.jsonl"]\nheldout_fraction = 0.25\n'
+    recipe = f'name = "named"\n{data}[sft]\ndemonstrations = "preferred"\n'
+    (tmp_path / "recipes" / "r.toml").write_text(recipe, encoding="utf-8")
+    ok(call("run", "recipes/r.toml", *settings("judge.fraction=0.3", 'algorithms=["dpo"]', "seed=5")))
+    assert read_json(tmp_path / "runs" / "named" / "summary.json")["seed"] == 5
+    assert names(tmp_path) == ["feedback.db", "recipes", "runs"]
+
+
+def test_import_tells_what_it_left_out(call: Call, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "response": "b", "extra": 1}, {"prompt": "a"}, {"prompt": "c", "response": "d"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shown = ok(call("import", "--skip-bad", "--format", "demonstration", "x.jsonl"))
+    assert "x.jsonl: 3 rows (demonstration): 2 new prompts" in shown
+    assert re.search(r"1 rows left out: .*missing.* \(line 2\)", shown)
+    assert "1 rows: field 'extra' is not used" in shown
+
+
+# Single tasks
+
+
+def test_sample_judge_import(call: Call, finished: Path, tmp_path: Path) -> None:
+    model = finished / "runs" / "tiny" / "sft" / "model"
+    shutil.copy(finished / "feedback.db", tmp_path)
+    arguments = ("sample", model, "--prompts", 7, "--answers", 3, "--max-response-tokens", 8, "--seed", 1)
+    shown = ok(call(*arguments, "--sheet", "a.jsonl"))
+    assert "7 prompts with 3 answers each: a.jsonl\n" in shown
+    assert "prefloop import a.jsonl" in shown
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [len(row["answers"]) for row in rows] == [3] * 7
+    filled = [
+        row | {"choice": choice} for row, choice in zip(rows, ["1", 2, "tie", "2>1=3", "3", "", ""], strict=True)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in filled), encoding="utf-8")
+    shown = ok(call("import", "a.jsonl"))
+    assert "7 rows (sheet): 0 new prompts, 0 completions, 5 judgements" in shown
+    assert "2 rows left out: not judged (line 6, 7)" in shown
+    with Store.open("feedback.db") as store:
+        found = [judgement for judgement in store.judgements() if judgement.source == "human"]
+        assert len(found) == 5
+        origins = {c.origin for c in store.completions() if c.id in {key for j in found for key in j.shown}}
+    assert origins == {str(model)}
+    ok(call(*arguments, "--sheet", "b.jsonl"))
+    again = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert again == rows
+
+
+def test_evaluate(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    call("--help")
+    monkeypatch.setattr(cli, "console", Console(width=160))
+    monkeypatch.chdir(finished)
+    after, before = "runs/tiny/ppo/model", "runs/tiny/sft/model"
+    report = read_json(finished / "runs" / "tiny" / "evaluation" / "ppo.json")
+    shown = ok(call("evaluate", after, before))
+    assert f"{after} against {before}" in shown
+    assert f"{report['win_rate']['value']:.1%} " in shown
+    assert f"{report['true_reward_before']:.3f} → {report['true_reward_after']:.3f}" in shown
+    assert "Judged by: true preference, 12 prompts." in shown
+    judged = ok(call("evaluate", after, before, "--judge", "runs/tiny/reward/model", "--set", "evaluate.prompts=5"))
+    assert "Judged by: runs/tiny/reward/model, 5 prompts." in judged
+    assert "50.0% " in ok(call("evaluate", before, before, "--recipe", "runs/tiny/recipe.toml"))
+
+
+def test_inspect_shows_what_is_trained_on(call: Call, finished: Path, tmp_path: Path) -> None:
+    model = finished / "runs" / "tiny" / "sft" / "model"
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "And\nso?"), ("assistant", "Bye")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n", encoding="utf-8")
+
+    def coloured(count: int, loss_on: str) -> tuple[int, str, str]:
+        head, *texts = coloured_examples(str(model), tmp_path / "x.jsonl", count, loss_on)  # type: ignore[arg-type]
+        assert head.plain.startswith("Green is trained on")
+        found = {"green": "", "bright_black": ""}
+        for span in texts[0].spans:
+            for colour in found:
+                if str(span.style).startswith(colour):
+                    found[colour] += texts[0].plain[span.start : span.end]
+        return len(texts), found["green"], found["bright_black"]
+
+    assert coloured(1, "last") == (
+        1,
+        "▁Bye<|eos|>",
+        "⏎\n⏎\nHuman:▁Hi⏎\n⏎\nAssistant:▁Hello<|eos|>⏎\n⏎\nHuman:▁And⏎\nso?⏎\n⏎\nAssistant:",
+    )
+    number, green, grey = coloured(9, "all")
+    assert (number, green) == (2, "▁Hello<|eos|>▁Bye<|eos|>")
+    assert "Hello" not in grey
+
+    shown = ok(call("inspect", model, "--file", "x.jsonl", "-n", 1))
+    assert shown.count("trained on\n") == 1
+    assert len(re.findall(r"^\d+ tokens, \d+ trained on$", shown, re.MULTILINE)) == 1
+
+
+def test_inspect_shows_both_colours_on_a_terminal(
+    call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "console", Console(force_terminal=True, color_system="standard", width=400))
+    call("--help")
+    monkeypatch.chdir(finished)
+    shown = call("inspect", "runs/tiny/sft/model", "--count", 2).out
+    assert "\x1b[32m" in shown  # green
+    assert "\x1b[90m" in shown  # bright black
+    assert shown.count(" trained on\x1b") == 2
+
+
+def test_chat(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = finished / "runs" / "tiny" / "sft" / "model"
+
+    def talk(said: Sequence[str], *options: object) -> str:
+        lines = iter(said)
+        monkeypatch.setattr(cli.console, "input", lambda _prompt: next(lines))
+        return ok(call("chat", model, *options))
+
+    greeting = "An empty line ends the conversation.\n"
+    assert talk([""]) == greeting
+    first = talk(["Hello", ""])  # with the defaults: the model's context is 256, and so is the longest answer
+    assert len(first) > len(greeting)
+    short = ("--max-response-tokens", 12, "--seed", 4)
+    twice = talk(["Hello", "Hello", " "], *short)
+    assert twice == talk(["Hello", "Hello", ""], *short)
+    assert twice != talk(["Hello", "Hello", ""], *short[:2], "--seed", 5)
+    # With --single the model has forgotten the first question; without temperature it then answers alike.
+    cold = (*short, "--temperature", 0)
+    alone = talk(["Hello", ""], *cold).removeprefix(greeting)
+    assert talk(["Hello", "Hello", ""], *cold, "--single") == greeting + 2 * alone
+
+
+def test_chat_ends_with_the_input(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(_prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(cli.console, "input", ended)
+    assert ok(call("chat", finished / "runs" / "tiny" / "sft" / "model")).startswith("An empty line")
+
+
+def test_chat_goes_on_when_the_conversation_is_longer_than_the_context(
+    call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["word " * 20, "word " * 20, "word " * 20, ""])
+    monkeypatch.setattr(cli.console, "input", lambda _prompt: next(lines))
+    ok(call("chat", finished / "runs" / "tiny" / "sft" / "model", "--max-response-tokens", 100))
+
+
+# Ends
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "prefloop.toml").write_text(dump_recipe(tiny("pretrain.tokens=40_000_000")), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefloop", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "runs" / "tiny" / ".pretrain.partial" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 60
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert told == "\nStopped. Finished stages are kept; the same command goes on from there.\n"
+    assert not (tmp_path / "runs" / "tiny" / "pretrain").exists()
+
+
+def test_a_traceback_on_demand(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PREFLOOP_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["prefloop", "report", str(tmp_path / "none")])
+    with pytest.raises(ValueError, match="no such folder"):
+        cli.main()

@@ -1,0 +1,257 @@
+"""The recipe: what is refused and how, --set, and a way out and back without loss."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefloop.config import (
+    DataConfig,
+    DPOConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PPOConfig,
+    PretrainConfig,
+    Recipe,
+    RewardConfig,
+    Section,
+    SFTConfig,
+    check,
+    dump_recipe,
+    load_recipe,
+    make_recipe,
+)
+from prefloop.demo.recipe import demo_table, starter_text
+from prefloop.labelers.simulated import PANEL
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+OPTIMISATION = "learning_rate warmup_fraction weight_decay max_grad_norm micro_batch_tokens"
+FIELDS = {
+    "data": "files world world_prompts world_heldout heldout_fraction criterion "
+    "max_prompt_tokens max_response_tokens",
+    "model": "path vocabulary width layers heads context",
+    "pretrain": f"{OPTIMISATION} files tokens batch_tokens block",
+    "sft": f"{OPTIMISATION} epochs batch_size loss_on demonstrations",
+    "sample": "prompts heldout answers temperature batch_size",
+    "label": "by overlap minimum",
+    "reward": f"{OPTIMISATION} epochs batch_size centre_coef",
+    "judge": f"{OPTIMISATION} epochs batch_size centre_coef fraction",
+    "ppo": f"{OPTIMISATION} iterations episodes minibatch_episodes epochs kl_coef kl_estimator kl_target kl_horizon "
+    "gamma lam clip_range value_clip_range value_coef entropy_coef temperature max_response_tokens "
+    "missing_eos_penalty",
+    "dpo": f"{OPTIMISATION} epochs batch_size beta label_smoothing",
+    "evaluate": "prompts temperature max_response_tokens batch_size",
+}
+"""Every key of the recipe. A new option has to earn its place: it shows here, in review."""
+
+
+def refusal(*settings: str, table: dict[str, Any] | None = None) -> str:
+    with pytest.raises(ValueError, match="recipe:") as caught:
+        make_recipe(table or {}, settings)
+    assert type(caught.value) is ValueError
+    return str(caught.value)
+
+
+def test_the_recipe_has_these_fields_and_no_others() -> None:
+    table = Recipe().model_dump()
+    found = {name: " ".join(value) for name, value in table.items() if isinstance(value, dict)}
+    assert found == FIELDS
+    assert table.keys() - found.keys() == {"name", "seed", "threads", "algorithms"}
+
+
+def test_defaults_are_a_recipe() -> None:
+    recipe = make_recipe({})
+    assert recipe == Recipe()
+    assert recipe.stages == ("pretrain", "sft", "label", "reward", "ppo", "dpo", "evaluation")
+
+
+@pytest.mark.parametrize("section", [DataConfig, ModelConfig, PretrainConfig, SFTConfig, PPOConfig, DPOConfig])
+def test_every_section_works_by_itself(section: type[Section]) -> None:
+    assert check(section, {}, "here") == section()
+
+
+def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
+    make_recipe({}, [f"label.overlap={len(PANEL)}"])
+    assert "less than or equal to 6" in refusal(f"label.overlap={len(PANEL) + 1}")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("ppo.kl_coeff=0.1", ["ppo.kl_coeff", "no such key", "did you mean ppo.kl_coef?", "Allowed here: ", "lam"]),
+        ("ppo.epoch=2", ["ppo.epoch:", "did you mean ppo.epochs?"]),
+        ("kl_coef=0.1", ["kl_coef:", "did you mean ppo.kl_coef?", "Allowed here: name, seed"]),
+        ("pppo.kl_coef=0.1", ["pppo:", "did you mean ppo?"]),
+        ("sed=1", ["sed:", "did you mean seed?"]),
+        ("zzz=1", ["zzz:", "no such key. Allowed here: name"]),
+        ("sft.rewards=1", ["sft.rewards:", "no such key", "Allowed here: learning_rate"]),
+        ('ppo.epochs="two"', ["ppo.epochs = 'two'", "valid integer"]),
+        ("ppo.epochs=2.5", ["ppo.epochs = 2.5", "valid integer"]),
+        ("ppo.epochs=true", ["ppo.epochs = True", "valid integer"]),
+        ("ppo.epochs=0", ["ppo.epochs = 0", "greater than 0"]),
+        ("seed=-1", ["seed = -1", "greater than or equal to 0"]),
+        ("ppo.kl_coef=nan", ["ppo.kl_coef = nan", "finite"]),
+        ("ppo.learning_rate=inf", ["ppo.learning_rate = inf", "finite"]),
+        ("data.heldout_fraction=1.0", ["data.heldout_fraction = 1.0", "less than 1"]),
+        ("ppo.kl_estimator=k2", ["ppo.kl_estimator = 'k2'", "'k1' or 'k3'"]),
+        ("data.world=rewriterr", ["data.world = 'rewriterr'", "'rewriter'"]),
+        ('algorithms=["pop"]', ["algorithms.0 = 'pop'", "'ppo' or 'dpo'"]),
+        ("algorithms=ppo", ["algorithms = 'ppo'"]),
+        ("ppo=3", ["ppo = 3"]),
+        ("name.x=1", ["name = {'x': 1}", "valid string"]),
+        ("model.vocabulary=299", ["model.vocabulary = 299", "greater than or equal to 300"]),
+    ],
+)
+def test_a_refusal_names_key_value_and_what_is_allowed(setting: str, parts: list[str]) -> None:
+    message = refusal(setting)
+    for part in parts:
+        assert part in message
+    assert "?." not in message
+
+
+def test_all_faults_are_told_at_once() -> None:
+    lines = refusal("ppo.epochs=0", "dpo.beta=0", "sfd.epochs=1").splitlines()
+    assert len(lines) == 4
+    assert [line.split()[0] for line in lines[1:]] == ["ppo.epochs", "dpo.beta", "sfd:"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["ppo.episodes=10", "ppo.minibatch_episodes=4"], ["ppo: episodes (10)", "multiple", "(4)"]),
+        (["ppo.kl_target=6.0", "ppo.kl_coef=0"], ["ppo: kl_target (6.0)", "kl_coef"]),
+        (["model.width=130"], ["model: width 130", "heads (4)"]),
+        (["model.heads=3"], ["model: width 128", "heads (3)"]),
+        (["label.by=simulated"], ['label.by = "simulated"', "data.world", '"human"', '"none"']),
+        (["data.world=rewriter", "judge.fraction=0.1"], ["judge.fraction", "data.world", "0"]),
+        (["data.world=rewriter", "sft.demonstrations=preferred"], ["sft.demonstrations", "data.world", "written"]),
+        (
+            ["data.world=rewriter", "label.by=simulated", "data.criterion=tone"],
+            ['label.by = "simulated"', "data.criterion", "'tone'"],
+        ),
+        (["model.context=200"], ["model.context (200)", "(384)"]),
+        (["ppo.max_response_tokens=257"], ["model.context (512)", "(513)"]),
+        (["evaluate.max_response_tokens=257"], ["model.context (512)", "(513)"]),
+        (["pretrain.block=600"], ["pretrain.block (600)", "model.context (512)"]),
+        (["algorithms=[]"], ["algorithms is empty", '["ppo"]']),
+        (['algorithms=["ppo","ppo"]'], ["algorithms", "twice"]),
+        (["name=a/b"], ["name 'a/b'", "plain folder name"]),
+        (["name=.."], ["name '..'"]),
+        (['name=""'], ["name ''"]),
+    ],
+)
+def test_contradictory_pairs_are_refused(settings: list[str], parts: list[str]) -> None:
+    message = refusal(*settings)
+    for part in parts:
+        assert part in message
+
+
+def test_a_checkpoint_brings_its_own_context() -> None:
+    assert "pretrain" not in make_recipe({}, ["model.path=x", "model.context=8"]).stages
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "key", "value"),
+    [
+        ("ppo.kl_coef=0.1", "ppo", "kl_coef", 0.1),
+        ("ppo.kl_coef = 1", "ppo", "kl_coef", 1.0),
+        ("sft.learning_rate=1e-5", "sft", "learning_rate", 1e-5),
+        ("model.path=/data/gpt2", "model", "path", "/data/gpt2"),
+        ('model.path="a b"', "model", "path", "a b"),
+        ("model.path = a b ", "model", "path", "a b"),
+        ("model.path=a=b", "model", "path", "a=b"),
+        ("model.path=", "model", "path", ""),
+        ('data.files=["a.jsonl", "b.jsonl"]', "data", "files", ("a.jsonl", "b.jsonl")),
+        ("pretrain.tokens=1_000", "pretrain", "tokens", 1000),
+    ],
+)
+def test_settings_are_toml_or_else_text(setting: str, section: str, key: str, value: object) -> None:
+    found = getattr(getattr(make_recipe({}, [setting]), section), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_settings_come_on_top_and_the_last_one_counts() -> None:
+    table = {"seed": 3, "ppo": {"epochs": 3, "kl_coef": 0.5}}
+    recipe = make_recipe(table, ["ppo.epochs=4", "seed=7", "ppo.epochs=5"])
+    assert (recipe.seed, recipe.ppo.epochs, recipe.ppo.kl_coef) == (7, 5, 0.5)
+    assert table == {"seed": 3, "ppo": {"epochs": 3, "kl_coef": 0.5}}
+
+
+@pytest.mark.parametrize("setting", ["ppo.kl_coef", "=3", "", " = 1"])
+def test_a_setting_that_is_none_says_how_one_looks(setting: str) -> None:
+    with pytest.raises(ValueError, match=r"--set .*expected SECTION\.KEY=VALUE"):
+        make_recipe({}, [setting])
+
+
+def test_a_setting_inside_a_value() -> None:
+    with pytest.raises(ValueError, match=r"--set seed\.x\.y=1: seed is a value, not a section"):
+        make_recipe({"seed": 1}, ["seed.x.y=1"])
+
+
+# Files
+
+
+def test_dump_and_load_give_the_same_recipe(tmp_path: Path) -> None:
+    recipe = make_recipe(
+        demo_table("a name", 3, "ppo", human=True), ['data.files=["ä.jsonl"]', "ppo.learning_rate=1.25e-7"]
+    )
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    dumped = tomllib.loads(dump_recipe(Recipe()))
+    assert {name: " ".join(value) for name, value in dumped.items() if isinstance(value, dict)} == FIELDS
+
+
+def test_a_dump_with_another_field_loads_as_another_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(Recipe()), encoding="utf-8")
+    assert load_recipe(path, ["dpo.beta=0.2"]).dpo.beta == 0.2
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dpo", "both"])
+@pytest.mark.parametrize("human", [False, True])
+def test_the_demo_is_a_recipe(algorithm: Any, human: bool) -> None:
+    recipe = make_recipe(demo_table("demo", 5, algorithm, human))
+    assert recipe.seed == 5
+    assert recipe.algorithms == (("ppo", "dpo") if algorithm == "both" else (algorithm,))
+    assert recipe.label.by == ("human" if human else "simulated")
+    assert recipe.data.world == "rewriter"
+
+
+def test_the_starter_is_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "prefloop.toml"
+    path.write_text(starter_text("mine"), encoding="utf-8")
+    recipe = load_recipe(path)
+    assert recipe.name == "mine"
+    assert "judge" in recipe.stages
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
+def test_every_recipe_in_the_repository_is_valid(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+def test_there_are_recipes() -> None:
+    assert list(RECIPES.glob("*.toml"))
+
+
+def test_sections_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().ppo.epochs = 3  # type: ignore[misc]
+
+
+def test_check_is_for_single_sections_too() -> None:
+    with pytest.raises(ValueError, match=r"prefloop\.reward_model:\n  epoch: .*did you mean epochs\?"):
+        check(RewardConfig, {"epoch": 2}, "prefloop.reward_model")
+    assert check(EvaluateConfig, {"prompts": 3}, "x").prompts == 3

@@ -1,0 +1,38 @@
+"""What the tests of the training loops share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, so that what differs by more than rounding shows at 1e-9.
+
+    The code asks for float32 by ``.float()``, whatever the precision of the model; here that gives float64.
+    """
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Gradients(list[list[Tensor]]):
+    """The gradients that each optimiser step used, after clipping."""
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> Gradients:
+    """Records the gradient of every optimiser step from now on."""
+    found, step = Gradients(), torch.optim.AdamW.step
+
+    def recording(self: torch.optim.AdamW) -> None:
+        found.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+        step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording)
+    return found
