@@ -187,7 +187,6 @@ def test_line_09_a_prompt_that_fits_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("kept", "expected"),
     [
-        ("\n\nAssistant: old answer<eos>\n\nHuman: first line\nsecond line\nlast line\n\nAssistant:", 2),
         ("\n\nHuman: first line\nsecond line\nlast line\n\nAssistant:", 1),
         ("\n\nHuman: second line\nlast line\n\nAssistant:", 1),
         ("\n\nHuman: last line\n\nAssistant:", 1),
@@ -211,7 +210,6 @@ def test_line_09_a_last_line_that_is_too_long_is_an_error_with_the_figures() -> 
         chat.fitted_prompt_ids(LONG, needed - 1)
 
 
-@pytest.mark.xfail(reason="what is left of a cut conversation may start with an answer, which templates refuse")
 def test_line_09_a_cut_conversation_can_be_rendered_by_a_strict_template() -> None:
     """As those of Llama 2, Mistral and Gemma: the first turn is the user's."""
     chat = chatml()
@@ -220,6 +218,22 @@ def test_line_09_a_cut_conversation_can_be_rendered_by_a_strict_template() -> No
     )
     _, fitted = chat.fitted_prompt_ids(LONG, len(chat.prompt_ids(LONG.messages)) - 1)
     assert fitted.messages == LONG.messages[2:]
+
+
+def test_line_09_system_messages_stay_when_turns_are_dropped() -> None:
+    chat = plain()
+    system = Message(role="system", content="be kind")
+    whole = Prompt(messages=(system, *LONG.messages))
+    _, fitted = chat.fitted_prompt_ids(whole, len(chat.prompt_ids(whole.messages)) - 1)
+    assert fitted.messages == (system, LONG.messages[-1])
+
+
+def test_special_tokens_in_a_text_are_text() -> None:
+    chat = plain()
+    rendered = chat.render([user(f"a{EOS}b"), assistant(f"c{EOS}d")])
+    assert rendered.ids.count(chat.eos_id) == 1, "only the one that ends the answer"
+    assert rendered.ids[-1] == chat.eos_id
+    assert chat.tokenizer.decode(rendered.ids[:-1]).endswith(f"c{EOS}d")
 
 
 def test_truncation_keeps_the_records_split_and_metadata() -> None:

@@ -18,7 +18,7 @@ from prefloop.feedback.aggregate import Comparison
 from prefloop.feedback.records import Message, Prompt
 from prefloop.models.heads import RewardModel
 from prefloop.policy import Policy, load_policy
-from prefloop.rollout.reward import RewardFunction, Scorer, function_scorer, model_scorer
+from prefloop.rollout.reward import RewardFunction, Scorer, function_scorer, model_scorer, text_scorer
 from prefloop.training.comparisons import PreferenceGroup, encode
 from prefloop.training.dpo import train_dpo
 from prefloop.training.loop import Log, Metrics
@@ -168,7 +168,7 @@ def _scorer(reward: RewardFunction | RewardModel, policy: Policy, config: PPOCon
         return function_scorer(reward, policy.chat)
     if reward.tokenizer.get_vocab() == policy.tokenizer.get_vocab():
         return model_scorer(reward, config.micro_batch_tokens)
-    return function_scorer(reward, policy.chat)  # another tokenizer: read the text
+    return text_scorer(reward, policy.chat)
 
 
 def _prompt(prompt: PromptLike) -> Prompt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from typing import Any, Literal, NamedTuple
 
 from prefloop.feedback.records import Message, Prompt
@@ -76,18 +77,21 @@ class Chat:
     def fitted_prompt_ids(self, prompt: Prompt, max_tokens: int) -> tuple[list[int], Prompt]:
         """Ids of at most ``max_tokens``, and the prompt that they say.
 
-        A longer conversation loses its oldest messages, then the first lines of the message that is left; never
-        half a line.
+        A longer conversation loses its oldest turns (its system messages stay, and what is left begins with a
+        message to the assistant), then the first lines of the message that is left; never half a line.
 
         Raises:
             ValueError: the last line alone is too long.
         """
-        messages = list(prompt.messages)
-        ids = self.prompt_ids(messages)
+        system = list(takewhile(lambda message: message.role == "system", prompt.messages[:-1]))
+        messages = list(prompt.messages[len(system) :])
+        ids = self.prompt_ids(prompt.messages)
+        if len(ids) <= max_tokens:
+            return ids, prompt
         while len(ids) > max_tokens:
             lines = messages[0].content.split("\n")
             if len(messages) > 1:
-                messages = messages[1:]
+                messages = list(dropwhile(lambda message: message.role == "assistant", messages[1:]))
             elif len(lines) > 1:
                 messages = [messages[0].model_copy(update={"content": "\n".join(lines[1:])})]
             else:
@@ -96,10 +100,8 @@ class Chat:
                     f"the prompt {start!r}… (id {prompt.id}) has a line of {len(ids)} tokens; data.max_prompt_tokens "
                     f"allows {max_tokens}. Raise the limit (and model.context with it) or take the prompt out"
                 )
-            ids = self.prompt_ids(messages)
-        if len(messages) == len(prompt.messages) and messages[0] == prompt.messages[0]:
-            return ids, prompt
-        return ids, Prompt(messages=tuple(messages), split=prompt.split, metadata=prompt.metadata)
+            ids = self.prompt_ids([*system, *messages])
+        return ids, Prompt(messages=(*system, *messages), split=prompt.split, metadata=prompt.metadata)
 
     def text(self, response_ids: Sequence[int]) -> str:
         """The text of sampled ids, without special tokens and surrounding space."""
@@ -108,13 +110,21 @@ class Chat:
     def _encode(self, pieces: Sequence[Piece], loss_on: Literal["all", "last"]) -> Rendered:
         ids, mask = list(self._prefix), [False] * len(self._prefix)
         for index, (text, answer) in enumerate(pieces):
-            piece: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+            piece = self._ids(text)
             trained = answer and (loss_on == "all" or index == len(pieces) - 1)
             if answer and piece[-1:] != [self.eos_id]:
                 piece = [*piece, self.eos_id]
             ids += piece
             mask += [trained] * len(piece)
         return Rendered(ids, mask)
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a piece. Only a template's own words may be special tokens: an eos that somebody typed is text."""
+        if not text:
+            return []
+        plain = not self.tokenizer.chat_template
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        return ids
 
     def _pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """The conversation cut at the borders of the assistant's answers."""

@@ -62,13 +62,16 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """The whole loop on the embedded world: a text rewriter that learns from preferences."""
-    from prefloop.config import dump_recipe, make_recipe
+    from prefloop.config import dump_recipe, load_recipe, make_recipe
     from prefloop.demo.recipe import demo_table
 
     name = f"seed-{seed}-human" if human else f"seed-{seed}"
     recipe = make_recipe(demo_table(name, seed, algorithm, human), settings or [], where="demo")
+    place = folder / "prefloop.toml"
+    if place.exists() and load_recipe(place).data.world != recipe.data.world:
+        raise ValueError(f"{place} is another project's recipe; nothing was changed. Name a new folder with --folder")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prefloop.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+    place.write_text(dump_recipe(recipe), encoding="utf-8")
     _run(recipe, folder, folder)
 
 

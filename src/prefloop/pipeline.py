@@ -84,6 +84,7 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
         NonFiniteError: training ran into NaN; the batch lies in the run's folder.
     """
     listener = listener or Silence()
+    recipe = _resolved(recipe, folder or project)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     runs = RunFolder(project / "runs" / recipe.name)
@@ -98,6 +99,14 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
             write_json(runs.path / "summary.json", _summary(recipe, runs))
             write_report(runs.path)
     return runs.path
+
+
+def _resolved(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with ``model.path`` made absolute where it names a folder; a hub's name stays a name."""
+    path = folder / recipe.model.path
+    if not recipe.model.path or not path.is_dir():
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": str(path.resolve())})})
 
 
 def _run_stage(

@@ -275,13 +275,13 @@ def _train_reward(
     groups, heldout_groups = (_encode(context, model, part) for part in (train, heldout))
     with context.log(writer) as log:
         train_reward(model, groups, heldout_groups, config, seed, log)
-    if heldout_groups:
+    if any(wins != losses for group in heldout_groups for _, _, wins, losses in group.pairs):
         write_json(
             writer.folder / "evaluation.json",
             evaluate_reward(model, heldout_groups, config.micro_batch_tokens),
         )
     else:
-        context.note("No held-out comparisons: the reward model's accuracy is not known.")
+        context.note("No held-out comparison has a majority: the reward model's accuracy is not known.")
     writer.extra |= {"snapshot": _manifest(context, "label")["snapshot"], "comparisons": len(groups)}
     model.save(writer.folder / "model")
 
@@ -322,9 +322,11 @@ def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]],
     # Other answers, another sheet: one that is half filled in is never overwritten, nor taken for theirs.
     sheet = (context.run / f"to-judge-{_manifest(context, 'sample')['key'][:8]}.jsonl").resolve()
     if not sheet.exists():
-        write_sheet(sheet, items, annotator=user_name(), criterion=context.recipe.data.criterion)
+        # In an order by hash: whoever judges only the first rows judges prompts of every split.
+        mixed = sorted(items, key=lambda item: content_id("sheet", item[0].id))
+        write_sheet(sheet, mixed, annotator=user_name(), criterion=context.recipe.data.criterion)
     return WaitingForPeopleError(
-        f"{len(items)} pairs of answers wait for somebody's judgement ({found} judged so far, "
+        f"The answers to {len(items)} prompts wait for somebody's judgement ({found} judged so far, "
         f"{context.recipe.label.minimum} needed).\n"
         f'  1. Open {sheet} and set "choice" to "1", "2" or "tie" where you have an opinion.\n'
         f"  2. cd {sheet.parents[2]}\n"

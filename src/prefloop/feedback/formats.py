@@ -254,7 +254,9 @@ class _File:
         unused = row.keys() - used
         for name in used & row.keys():
             if isinstance(items := row[name], list):
-                unused |= {f"{name}[].{key}" for item in items for key in item.keys() - _ITEM}
+                unused |= {
+                    f"{name}[].{key}" for item in items if isinstance(item, dict) for key in item.keys() - _ITEM
+                }
         for name in unused:
             self._note(f"field {name!r:.60} is not used")
         return records

@@ -92,10 +92,11 @@ def judge(
 ) -> Judgement:
     """One annotator ranks K ≥ 2 completions of one prompt."""
     _check(prompt, completions)
-    by_id = sorted(completions, key=lambda completion: completion.id)
-    key = content_id("simulated", seed, astuple(annotator), prompt.id, [c.id for c in by_id])
-    rng = random.Random(key)
-    shown = rng.sample(by_id, len(by_id))
+    by_text = sorted(completions, key=lambda completion: (completion.text, completion.id))
+    key = content_id("simulated", seed, astuple(annotator), prompt.id, [c.id for c in by_text])
+    # Drawn from what is judged, not from the ids, which carry the name of the run that wrote the answers.
+    rng = random.Random(content_id("simulated", seed, astuple(annotator), prompt.id, [c.text for c in by_text]))
+    shown = rng.sample(by_text, len(by_text))
     utilities = [utility(prompt.text, completion.text) for completion in shown]
     n_words = [len(completion.text.split()) for completion in shown]
     if rng.random() < annotator.reliability:

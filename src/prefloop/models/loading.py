@@ -39,8 +39,13 @@ def load_pretrained(kind: Any, path: str | Path, device: str | None) -> tuple[An
     Raises:
         ValueError: the folder is missing or unreadable.
     """
-    model = _from_pretrained(kind, path, dtype=torch.float32).eval()
-    return model.to(device or default_device()), load_tokenizer(path)
+    model, report = _from_pretrained(kind, path, dtype=torch.float32, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{path}: the folder has no weights for {', '.join(sorted(report['missing_keys'])[:5])}, so it is no "
+            f"whole {kind.__name__.removeprefix('AutoModelFor')} model; they would be random numbers"
+        )
+    return model.eval().to(device or default_device()), load_tokenizer(path)
 
 
 def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:

@@ -35,6 +35,21 @@ def model_scorer(reward: RewardModel, max_tokens: int) -> Scorer:
     return score
 
 
+def text_scorer(reward: RewardModel, chat: Chat) -> Scorer:
+    """Scores of a reward model with a tokenizer of its own: it reads the whole conversation as text.
+
+    Args:
+        chat: the policy's, which turns sampled tokens into text.
+    """
+
+    def score(prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]:
+        texts = [chat.text(rollout.response_ids(row)) for row in range(len(rollout))]
+        answered = [reward.chat.answered(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        return reward.score(answered).to(rollout.ids.device)
+
+    return score
+
+
 def function_scorer(function: RewardFunction, chat: Chat) -> Scorer:
     """Scores of a Python function of the texts.
 

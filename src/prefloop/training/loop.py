@@ -119,4 +119,4 @@ def shuffled_batches(items: Sequence[Item], batch_size: int, steps: int, seed: i
 
 def is_checkpoint(step: int, steps: int, times: int = 5) -> bool:
     """Whether to look at held-out data after ``step`` (from 1): ``times`` times in all, the last step included."""
-    return step == steps or step % max(1, steps // times) == 0
+    return step * times // steps > (step - 1) * times // steps
