@@ -26,8 +26,8 @@ test: $(STAMP)  ## Run all checks and tests
 	$(BIN)/pytest $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types, layering
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_layering.py
 

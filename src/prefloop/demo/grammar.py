@@ -209,9 +209,9 @@ PADDING_AFTER: tuple[str, ...] = (
 INSULTS: tuple[str, ...] = ("you lazy idiot,", "you fool,", "you clown,")
 
 HABITS: dict[str, float] = {
-    "good": 0.19,  # polite, brief, faithful
-    "padded": 0.30,  # polite and faithful, in far too many words
-    "curt": 0.26,  # brief and faithful, with half a courtesy at best
+    "good": 0.15,  # polite, brief, faithful
+    "padded": 0.31,  # polite and faithful, in far too many words
+    "curt": 0.29,  # brief and faithful, with half a courtesy at best
     "rude": 0.08,  # brief and faithful, an insult kept
     "dropped": 0.10,  # a fact forgotten
     "changed": 0.07,  # a fact mistaken
