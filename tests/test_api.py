@@ -153,7 +153,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(base: Policy) -> N
     model = prefloop.reward_model(other, COMPARISONS, batch_size=2).model
     lines = prefloop.ppo(base, QUESTIONS, model, **PPO).metrics
     by_text = prefloop.ppo(base, QUESTIONS, lambda prompt, response: model(prompt, response), **PPO).metrics
-    assert [line["reward"] for line in lines] == [line["reward"] for line in by_text]
+    # All at once here, one by one there: the same up to rounding.
+    assert [line["reward"] for line in lines] == pytest.approx([line["reward"] for line in by_text], abs=1e-5)
 
 
 # Data in any shape
