@@ -1,8 +1,8 @@
 """The KL penalty: estimators of KL(π‖π_ref) from samples of π, and the controller of its weight β.
 
 Estimators k1, k2, k3: Schulman 2020, "Approximating KL divergence". As a *loss* term only k2 has the right
-gradient [Tang & Munos 2025]. In the *reward* use k1: the published advice also names k3, but its policy gradient leaves
-out a term that is zero for k1 alone (docs/tried.md has a world in which it misses the optimum).
+gradient [Tang & Munos 2025]. In the *reward* use k1: the published advice also names k3, but its policy gradient
+leaves out a term that is zero for k1 alone (docs/tried.md has a world in which it misses the optimum).
 """
 
 from __future__ import annotations
