@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -301,6 +302,23 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole: Path, 
     assert not set(contents(tmp_path / "other").values()) & {
         digest for name, digest in contents(whole).items() if name.endswith(("safetensors", "samples.jsonl"))
     }
+
+
+def test_the_threads_of_a_recipe_hold_for_its_run_only(tmp_path: Path) -> None:
+    """Rounding depends on their number: left behind, it would change the figures of whatever runs next."""
+    seen: list[int] = []
+
+    class Watch(Silence):
+        def started(self, stage: str) -> None:
+            seen.append(torch.get_num_threads())
+            if stage == "sft":
+                raise KeyboardInterrupt
+
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(tiny(f"threads={before + 1}"), tmp_path, listener=Watch())
+    assert seen == [before + 1, before + 1]
+    assert torch.get_num_threads() == before
 
 
 # Interruption

@@ -7,7 +7,8 @@ the stages it reads. A stage whose folder carries the same key is skipped.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,10 +86,8 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
     """
     listener = listener or Silence()
     recipe = _resolved(recipe, folder or project)
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
     runs = RunFolder(project / "runs" / recipe.name)
-    with Store.open(project / "feedback.db") as store:
+    with _threads(recipe.threads), Store.open(project / "feedback.db") as store:
         data = prepare(recipe, store, folder or project)
         with runs.lock():
             write_text(runs.path / "recipe.toml", dump_recipe(recipe))
@@ -99,6 +98,17 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
             write_json(runs.path / "summary.json", _summary(recipe, runs))
             write_report(runs.path)
     return runs.path
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads for now (0: as many as it does already). Who calls us gets theirs back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _resolved(recipe: Recipe, folder: Path) -> Recipe:
