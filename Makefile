@@ -33,7 +33,7 @@ check: $(STAMP)  ## Lint, format, types, layering
 
 format: $(STAMP)  ## Format the code
 	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks docs
 
 bench: $(STAMP)  ## Measure the rewriter over seeds 0 to 3
 	$(BIN)/python benchmarks/rewriter.py $(ARGS)

@@ -236,7 +236,7 @@ def test_options_are_checked(base: Policy, name: str, option: dict[str, Any], me
         ("reward_model", [("a", "b", "b")], "chosen and rejected are the same"),
         ("ppo", [], "no prompts"),
         ("ppo", [3], "a prompt is a text"),
-        ("ppo", ["a" * 200], "has a line of"),
+        ("ppo", ["a" * 200], "data.max_prompt_tokens allows"),
     ],
 )
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

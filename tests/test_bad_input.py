@@ -216,6 +216,7 @@ def _fails(refused: Any, *options: str) -> str:
         from prefloop.console import RunDisplay
 
         patch.setattr(RunDisplay, "_tell", lambda *_: None)
+        patch.setattr(RunDisplay, "note", lambda *_: None)
         return str(refused("run", *options, left=("feedback.db", "runs")))
 
 
@@ -227,7 +228,7 @@ def test_a_prompt_longer_than_the_context(refused: Any, tmp_path: Path) -> None:
         file.write(json.dumps({"chosen": f"{long} yes", "rejected": f"{long} no"}) + "\n")
     options = settings('data.files=["d.jsonl"]', "data.heldout_fraction=0.3", "sft.demonstrations=preferred")
     told = _fails(refused, *options)
-    assert re.search(r"the prompt 'unbroken .*'… \(id [0-9a-f]{32}\) has a line of \d+ tokens", told)
+    assert re.search(r"the prompt 'unbroken .*'… \(id [0-9a-f]{32}\) needs \d+ tokens for its last line", told)
     assert "data.max_prompt_tokens allows 128. Raise the limit" in told
     assert "sft" not in names(tmp_path / "runs" / "run")
 
@@ -283,7 +284,7 @@ def test_a_run_from_a_model_that_cannot_be_used(refused: Any, tmp_path: Path) ->
     assert "cannot load a model from 'none'" in _fails(refused, *data, "--set", "model.path=none")
     saved(tmp_path / "model")
     told = _fails(refused, *data, "--set", "model.path=model")
-    assert "the model reads at most 128 tokens; data.max_prompt_tokens and the longest response" in told
+    assert "the model reads at most 128 tokens; data.max_prompt_tokens (256) and data.max_response_tokens" in told
     assert "together need 384" in told
     assert not list((tmp_path / "runs" / "run").glob("*/manifest.json"))
 
@@ -300,7 +301,8 @@ def test_a_judge_that_is_no_reward_model(refused: Any, finished: Path, tmp_path:
     shutil.copytree(finished / "runs", tmp_path / "runs")
     shutil.copy(finished / "prefloop.toml", tmp_path)
     model = "runs/tiny/sft/model"
-    told = refused("evaluate", model, model, "--judge", "none", left=("feedback.db",))
+    shutil.copy(finished / "feedback.db", tmp_path)
+    told = refused("evaluate", model, model, "--judge", "none")
     assert "cannot load a model from 'none'" in told
 
 
@@ -309,6 +311,7 @@ def test_policies_that_cannot_be_compared(refused: Any, tmp_path: Path) -> None:
     saved(tmp_path / "a")
     saved(tmp_path / "b", merges=[("y", "e")])
     assert "a and b have different tokenizers" in refused("evaluate", "a", "b")
+    Store.open(tmp_path / "feedback.db").close()
     told = refused("evaluate", "a", "a")
     assert "the models read at most 128 tokens; data.max_prompt_tokens and evaluate.max_response_tokens" in told
     assert "together need 320" in told

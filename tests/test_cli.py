@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +20,17 @@ import pytest
 import typer
 from rich.console import Console
 from tests.test_pipeline import MODEL, dialogues, tiny
+from tests.toys import byte_tokenizer
 
 from prefloop import cli
+from prefloop.chat import Chat
 from prefloop.config import dump_recipe, load_recipe
+from prefloop.console import comparison_table, printable
+from prefloop.dataset import place
+from prefloop.feedback.records import Prompt
 from prefloop.feedback.store import Store
-from prefloop.runs import read_json
-from prefloop.tasks import coloured_examples
+from prefloop.runs import folder_hash, read_json
+from prefloop.tasks import coloured, coloured_examples
 
 
 class Outcome(NamedTuple):
@@ -152,11 +159,15 @@ def test_demo_with_people(call: Call, tmp_path: Path, monkeypatch: pytest.Monkey
     assert f'1. Open {sheet} and set "choice"' in shown  # whole, however long: not broken into two lines
     rows = [json.loads(line) for line in sheet.read_text(encoding="utf-8").splitlines()]
     sheet.write_text("".join(json.dumps(row | {"choice": "2"}) + "\n" for row in rows), encoding="utf-8")
-    steps = dict(re.findall(r"^  \d\. (cd|prefloop import|prefloop run) ?(.*)$", shown, re.MULTILINE))
-    assert list(steps) == ["cd", "prefloop import", "prefloop run"]
-    monkeypatch.chdir(steps["cd"])
-    assert f"{len(rows)} judgements" in ok(call("import", steps["prefloop import"]))
-    assert "Judged by: true preference" in ok(call("run"))
+    (place, file), (command,) = (
+        re.findall(r"^  2\. In (.*): prefloop import (.*)$", shown, re.MULTILINE)[0],
+        re.findall(r"^  3\. (Give the command .* once more), where you gave it\.$", shown, re.MULTILINE),
+    )
+    assert command
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(place)
+        assert f"{len(rows)} judgements" in ok(call("import", file))
+    assert "Judged by: true preference" in ok(call("demo", "--human", *options))
     assert read_json(sheet.parent / "label" / "manifest.json")["judgements"] == len(rows)
 
 
@@ -220,10 +231,35 @@ def test_sample_judge_import(call: Call, finished: Path, tmp_path: Path) -> None
         found = [judgement for judgement in store.judgements() if judgement.source == "human"]
         assert len(found) == 5
         origins = {c.origin for c in store.completions() if c.id in {key for j in found for key in j.shown}}
-    assert origins == {str(model)}
-    ok(call(*arguments, "--sheet", "b.jsonl"))
-    again = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert again == rows
+    assert origins == {f"{model}@{folder_hash(model)}"}
+
+
+def test_sampling_again_asks_about_other_prompts(call: Call, finished: Path, tmp_path: Path) -> None:
+    """The second round of feedback must not be the first once more; and a held-out prompt is never asked about."""
+    model = finished / "runs" / "tiny" / "sft" / "model"
+    with Store.open("feedback.db") as store:
+        store.add(Prompt.of(f"question {i}") for i in range(30))
+        wanted = {p.text for p in store.prompts() if place(p, 0.5) == "train"}
+    (tmp_path / "prefloop.toml").write_text('[data]\nheldout_fraction = 0.5\ncriterion = "tone"\n', encoding="utf-8")
+    rounds = []
+    for sheet in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        count = 5 if sheet != "c.jsonl" else 30
+        ok(call("sample", model, "--prompts", count, "--max-response-tokens", 8, "--sheet", sheet))
+        rows = [json.loads(line) for line in (tmp_path / sheet).read_text(encoding="utf-8").splitlines()]
+        assert {row["criterion"] for row in rows} == {"tone"}
+        rounds.append({row["prompt"] for row in rows})
+    assert len(rounds[0]) == len(rounds[1]) == 5
+    assert not rounds[0] & rounds[1]
+    assert rounds[2] == wanted
+
+
+def test_answers_are_told_apart_by_the_weights_that_gave_them(finished: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(finished / "runs" / "tiny" / "sft" / "model", tmp_path / "model"))
+    before = folder_hash(model)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert folder_hash(model) != before
 
 
 def test_evaluate(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,9 +274,43 @@ def test_evaluate(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -
     assert f"{report['win_rate']['value']:.1%} " in shown
     assert f"{report['true_reward_before']:.3f} → {report['true_reward_after']:.3f}" in shown
     assert "Judged by: true preference, 12 prompts." in shown
-    judged = ok(call("evaluate", after, before, "--judge", "runs/tiny/reward/model", "--set", "evaluate.prompts=5"))
-    assert "Judged by: runs/tiny/reward/model, 5 prompts." in judged
+    arguments = ("evaluate", after, before, "--set", "evaluate.prompts=5", "--judge")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        outcome = call(*arguments, "runs/tiny/reward/model")
+    assert (outcome.code, outcome.err.startswith("warning: The judge is the reward model")) == (0, True)
+    judged = outcome.out
+    assert "Judged by: the trained reward model itself, 5 prompts." in judged
+    assert f"{after}: The judge is the reward model that the policy was trained on" in judged.replace("\n", " ")
+    shutil.copytree("runs/tiny/reward/model", "another")
+    assert "Judged by: another, 5 prompts." in ok(call(*arguments, "another"))
     assert "50.0% " in ok(call("evaluate", before, before, "--recipe", "runs/tiny/recipe.toml"))
+
+
+def test_no_text_steers_the_terminal() -> None:
+    """A title set, a screen cleared, a line overwritten: what a model says must not do that."""
+    hostile = "a\x1b]0;title\x07b\x1b[2Jc\rd\x9be\tf\ng\u202e"
+    shown = printable(hostile)
+    assert shown == "a\\x1b]0;title\\x07b\\x1b[2Jc\\x0dd\\x9be\tf\ng\u202e"
+    tokenizer = byte_tokenizer()
+    colour = coloured(Chat(tokenizer), Chat(tokenizer).answered(Prompt.of("q"), hostile)).plain
+    assert not set("\x1b\x07\r") & set(colour)
+    figures = {"name": "a[/b]", "against": "[red]", "win_rate": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 2}}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(comparison_table([{**figures, "kl": 1.0, "alarms": [], "judge": "[/x]"}]))
+    assert "a[/b] against [red]" in console.export_text()
+
+
+def test_the_demo_leaves_a_recipe_that_was_changed(call: Call, tmp_path: Path) -> None:
+    options = settings("data.world_prompts=60", "data.world_heldout=30", 'algorithms=["dpo"]')
+    ok(call("demo", *options))
+    place = tmp_path / "prefloop-demo" / "prefloop.toml"
+    assert "was left as it is" not in ok(call("demo", *options))
+    place.write_text(place.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    mine = place.read_text(encoding="utf-8")
+    shown = ok(call("demo", "--seed", "1", *options))
+    assert "prefloop.toml says something else and was left as it is" in shown.replace("\n", " ")
+    assert place.read_text(encoding="utf-8") == mine
 
 
 def test_inspect_shows_what_is_trained_on(call: Call, finished: Path, tmp_path: Path) -> None:

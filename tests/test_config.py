@@ -36,7 +36,7 @@ FIELDS = {
     "model": "path vocabulary width layers heads context",
     "pretrain": f"{OPTIMISATION} files tokens batch_tokens block",
     "sft": f"{OPTIMISATION} epochs batch_size loss_on demonstrations",
-    "sample": "prompts heldout answers temperature batch_size",
+    "sample": "prompts heldout answers temperature max_response_tokens batch_size",
     "label": "by overlap minimum",
     "reward": f"{OPTIMISATION} epochs batch_size centre_coef",
     "judge": f"{OPTIMISATION} epochs batch_size centre_coef fraction",
@@ -136,9 +136,10 @@ def test_all_faults_are_told_at_once() -> None:
             ["data.world=rewriter", "label.by=simulated", "data.criterion=tone"],
             ['label.by = "simulated"', "data.criterion", "'tone'"],
         ),
-        (["model.context=200"], ["model.context (200)", "(384)"]),
-        (["ppo.max_response_tokens=257"], ["model.context (512)", "(513)"]),
-        (["evaluate.max_response_tokens=257"], ["model.context (512)", "(513)"]),
+        (["model.context=200"], ["at most 200 tokens", "data.max_response_tokens (128)", "need 384"]),
+        (["ppo.max_response_tokens=257"], ["at most 512 tokens", "ppo.max_response_tokens (257)", "need 513"]),
+        (["evaluate.max_response_tokens=257"], ["at most 512", "evaluate.max_response_tokens (257)", "need 513"]),
+        (["label.by=human", "sample.max_response_tokens=257"], ["sample.max_response_tokens (257)", "need 513"]),
         (["pretrain.block=600"], ["pretrain.block (600)", "model.context (512)"]),
         (["algorithms=[]"], ["algorithms is empty", '["ppo"]']),
         (['algorithms=["ppo","ppo"]'], ["algorithms", "twice"]),
@@ -151,6 +152,25 @@ def test_contradictory_pairs_are_refused(settings: list[str], parts: list[str]) 
     message = refusal(*settings)
     for part in parts:
         assert part in message
+
+
+def test_settings_that_change_nothing_are_named() -> None:
+    assert make_recipe({}, []).ignored == []
+    assert make_recipe(tomllib.loads((RECIPES / "hh.toml").read_text(encoding="utf-8"))).ignored == []
+    assert make_recipe(demo_table("demo", 0, "both", human=False)).ignored == []
+    assert make_recipe(demo_table("demo", 0, "ppo", human=True)).ignored == []
+    assert make_recipe({}, ["model.path=x", "model.width=64", "pretrain.tokens=5"]).ignored == [
+        "model.width: model.path is set",
+        "pretrain.tokens: model.path is set",
+    ]
+    found = make_recipe({}, ["label.overlap=2", "sample.answers=4", "judge.epochs=3.0", "ppo.kl_horizon=5"]).ignored
+    assert found == [
+        'label.overlap: label.by is "none"',
+        'sample.answers: label.by is "none"',
+        "judge.epochs: judge.fraction is 0",
+        "ppo.kl_horizon: ppo.kl_target is 0",
+    ]
+    assert make_recipe({}, ["data.world=rewriter", 'data.files=["x"]']).ignored == ["data.files: data.world is set"]
 
 
 def test_a_checkpoint_brings_its_own_context() -> None:

@@ -93,6 +93,17 @@ def test_an_empty_store_says_how_to_fill_it(store: Store) -> None:
         prepare(recipe(), store, Path())
 
 
+def test_the_first_prompts_are_of_every_file(store: Store) -> None:
+    """Whoever imports one file after another must not evaluate on the first alone."""
+    for file in ("a", "b"):
+        store.add(Prompt.of(f"{file} {i}") for i in range(100))
+        store.add(item for i in range(100) for item in judged(Prompt.of(f"{file} {i}"), ("x", 1), ("y", 2)))
+    data = prepare(recipe("sft.demonstrations=preferred"), store, Path())
+    for part in (data.train, data.heldout):
+        first = [prompt.text[0] for prompt in part[:20]]
+        assert 4 <= first.count("a") <= 16
+
+
 @pytest.mark.parametrize(
     ("split", "counts"), [("train", "9 are for training and 0"), ("heldout", "0 are for training and 9")]
 )

@@ -31,7 +31,7 @@ MODEL: dict[str, Any] = {
     "model": {"vocabulary": 400, "width": 32, "layers": 1, "heads": 2, "context": 256},
     "pretrain": {"tokens": 4000, "batch_tokens": 512, "block": 64},
     "sft": {"batch_size": 8},
-    "sample": {"prompts": 20, "heldout": 20},
+    "sample": {"prompts": 20, "heldout": 20, "max_response_tokens": 12},
     "reward": {"batch_size": 8},
     "judge": {"batch_size": 8},
     "ppo": {"iterations": 2, "episodes": 8, "minibatch_episodes": 4, "max_response_tokens": 12},
@@ -39,7 +39,7 @@ MODEL: dict[str, Any] = {
     "evaluate": {"prompts": 12, "max_response_tokens": 12},
 }
 """Settings with which a run takes a second or two."""
-TINY: dict[str, Any] = MODEL | {
+TINY: dict[str, Any] = {section: MODEL[section] for section in MODEL if section != "judge"} | {
     "name": "tiny",
     "data": MODEL["data"] | {"world": "rewriter", "world_prompts": 60, "world_heldout": 30},
     "label": {"by": "simulated"},
@@ -252,7 +252,7 @@ def test_a_second_run_skips_everything(project: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "rerun"),
     [
-        ("threads=1", ""),
+        ("threads=1", " ".join(STAGES)),
         ("label.minimum=7", "label reward ppo dpo evaluation"),
         ("ppo.kl_coef=0.2", "ppo evaluation"),
         ("dpo.beta=0.2", "dpo evaluation"),
@@ -263,7 +263,8 @@ def test_a_second_run_skips_everything(project: Path) -> None:
         ("reward.epochs=2.0", "reward ppo evaluation"),
         ("label.overlap=2", "label reward ppo dpo evaluation"),
         ("sample.temperature=0.9", "sample label reward ppo dpo evaluation"),
-        ("evaluate.max_response_tokens=13", "sample label reward ppo dpo evaluation"),
+        ("sample.max_response_tokens=13", "sample label reward ppo dpo evaluation"),
+        ("evaluate.max_response_tokens=13", "evaluation"),
         ("sft.epochs=2.0", "sft sample label reward ppo dpo evaluation"),
         ("data.max_prompt_tokens=129", "sft sample label reward ppo dpo evaluation"),
         ("model.layers=2", " ".join(STAGES)),
@@ -490,8 +491,8 @@ def test_a_run_waits_for_people_and_goes_on_with_what_they_said(tmp_path: Path) 
     told = str(waiting.value)
     assert "0 judged so far, 12 needed" in told
     assert str(sheet) in told
-    assert f"prefloop import {sheet}" in told
-    assert f"cd {tmp_path}\n" in told
+    assert f"In {tmp_path}: prefloop import {sheet}\n" in told
+    assert "Give the command that brought you here once more" in told
     assert (folder / "sample").is_dir()
     assert not (folder / "label").exists()
 

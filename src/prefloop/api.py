@@ -186,7 +186,7 @@ def _prompt(prompt: PromptLike) -> Prompt:
 
 def _groups(chat: Chat, comparisons: Comparisons, context: int) -> list[PreferenceGroup]:
     found = [_comparison(number, item) for number, item in enumerate(comparisons)]
-    groups, _ = encode(chat, found, max_prompt_tokens=context, max_response_tokens=sys.maxsize)
+    groups, _, _ = encode(chat, found, max_prompt_tokens=context, max_response_tokens=sys.maxsize)
     _check_lengths([sequence for group in groups for sequence in group.sequences], context, "compared answer")
     return groups
 

@@ -7,12 +7,17 @@ answer follows or not, and no token straddles the border between the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile, takewhile
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from prefloop.feedback.records import Message, Prompt
+
+# Around the number of a special token that somebody typed; characters for private use.
+_QUOTE, _UNQUOTE = "\ue000", "\ue001"
 
 ROLE_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 
@@ -59,6 +64,9 @@ class Chat:
         plain, special = tokenizer("a", add_special_tokens=False), tokenizer("a", add_special_tokens=True)
         starts_with_bos = tokenizer.bos_token_id is not None and special["input_ids"][:1] != plain["input_ids"][:1]
         self._prefix: list[int] = [tokenizer.bos_token_id] if starts_with_bos else []
+        known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = sorted(known | set(tokenizer.all_special_tokens), key=lambda name: (-len(name), name))
+        self._quoted = re.compile(f"{_QUOTE}({'|'.join(map(str, range(len(self._special))))}){_UNQUOTE}")
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The conversation and the words that announce the assistant's answer, as token ids."""
@@ -74,6 +82,14 @@ class Chat:
         """A prompt and one answer to it; the answer is masked in."""
         return self.render([*prompt.messages, Message(role="assistant", content=answer)])
 
+    def answered_within(self, prompt: Prompt, answer: str, max_tokens: int) -> Rendered:
+        """As ``answered``, the prompt cut so that both together have at most ``max_tokens``."""
+        rendered = self.answered(prompt, answer)
+        if len(rendered) <= max_tokens:
+            return rendered
+        _, fitted = self.fitted_prompt_ids(prompt, max_tokens - rendered.response_tokens)
+        return self.answered(fitted, answer)
+
     def fitted_prompt_ids(self, prompt: Prompt, max_tokens: int) -> tuple[list[int], Prompt]:
         """Ids of at most ``max_tokens``, and the prompt that they say.
 
@@ -81,27 +97,25 @@ class Chat:
         message to the assistant), then the first lines of the message that is left; never half a line.
 
         Raises:
-            ValueError: the last line alone is too long.
+            ValueError: the last line that says anything is too long, alone or with the system message.
         """
-        system = list(takewhile(lambda message: message.role == "system", prompt.messages[:-1]))
-        messages = list(prompt.messages[len(system) :])
         ids = self.prompt_ids(prompt.messages)
         if len(ids) <= max_tokens:
             return ids, prompt
-        while len(ids) > max_tokens:
-            lines = messages[0].content.split("\n")
-            if len(messages) > 1:
-                messages = list(dropwhile(lambda message: message.role == "assistant", messages[1:]))
-            elif len(lines) > 1:
-                messages = [messages[0].model_copy(update={"content": "\n".join(lines[1:])})]
-            else:
-                start = prompt.text[:60].replace("\n", " ")
-                raise ValueError(
-                    f"the prompt {start!r}… (id {prompt.id}) has a line of {len(ids)} tokens; data.max_prompt_tokens "
-                    f"allows {max_tokens}. Raise the limit (and model.context with it) or take the prompt out"
-                )
-            ids = self.prompt_ids([*system, *messages])
-        return ids, Prompt(messages=(*system, *messages), split=prompt.split, metadata=prompt.metadata)
+        count, cut = _cuts(prompt)
+        # Each is shorter than the one before it, so the first that fits is found by halves.
+        number = bisect_left(range(count), True, key=lambda number: len(self.prompt_ids(cut(number))) <= max_tokens)
+        if number == count:
+            start = prompt.messages[-1].content[:60].replace("\n", " ")
+            least = len(self.prompt_ids(cut(count - 1))) if count else len(ids)
+            beside = " beside its system message" if prompt.messages[0].role == "system" else ""
+            raise ValueError(
+                f"the prompt {start!r}… (id {prompt.id}) needs {least} tokens for its last line{beside}; "
+                f"data.max_prompt_tokens allows {max_tokens}. Raise the limit (and model.context with it), or leave "
+                "the prompt out of the data"
+            )
+        kept = Prompt(messages=cut(number), split=prompt.split, metadata=prompt.metadata)
+        return self.prompt_ids(kept.messages), kept
 
     def text(self, response_ids: Sequence[int]) -> str:
         """The text of sampled ids, without special tokens and surrounding space."""
@@ -120,11 +134,24 @@ class Chat:
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a piece. Only a template's own words may be special tokens: an eos that somebody typed is text."""
+        if not self.tokenizer.chat_template:
+            return self._tokenise(text, plain=True)
+        ids: list[int] = []
+        for index, part in enumerate(self._quoted.split(text)):
+            ids += self._tokenise(self._special[int(part)], plain=True) if index % 2 else self._tokenise(part)
+        return ids
+
+    def _tokenise(self, text: str, plain: bool = False) -> list[int]:
         if not text:
             return []
-        plain = not self.tokenizer.chat_template
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
         return ids
+
+    def _quote(self, content: str) -> str:
+        """A message with the names of special tokens in it replaced by marks, which ``_ids`` reads as plain text."""
+        for number, name in enumerate(self._special):
+            content = content.replace(name, f"{_QUOTE}{number}{_UNQUOTE}")
+        return content
 
     def _pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """The conversation cut at the borders of the assistant's answers."""
@@ -155,7 +182,7 @@ class Chat:
         return pieces
 
     def _template(self, messages: Sequence[Message], announce: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [{"role": message.role, "content": self._quote(message.content)} for message in messages]
         try:
             return str(
                 self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=announce)
@@ -171,6 +198,26 @@ class Chat:
                 'saw and what it is trained on would differ. Use sft.loss_on = "last" with single answers, or '
                 "another chat_template"
             )
+
+
+def _cuts(prompt: Prompt) -> tuple[int, Callable[[int], tuple[Message, ...]]]:
+    """What a prompt may be cut to, longest first: fewer turns, then fewer lines of the last message.
+
+    Returns their number and how to make each. (A list of them would take space quadratic in the lines.)
+    """
+    system = tuple(takewhile(lambda message: message.role == "system", prompt.messages[:-1]))
+    turns = prompt.messages[len(system) :]
+    lines = turns[-1].content.split("\n")
+    first_turns = [index for index, turn in enumerate(turns) if index and turn.role != "assistant"]
+    last_words = max((index for index, line in enumerate(lines) if line.strip()), default=0)
+
+    def cut(number: int) -> tuple[Message, ...]:
+        if number < len(first_turns):
+            return (*system, *turns[first_turns[number] :])
+        kept = "\n".join(lines[number - len(first_turns) + 1 :])
+        return (*system, turns[-1].model_copy(update={"content": kept}))
+
+    return len(first_turns) + last_words, cut
 
 
 def plain_text(messages: Sequence[Message]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,6 +32,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change one field of the recipe, for example `--set ppo.kl_coef=0.1`. Repeatable."),
 ]
+RecipeFile = Annotated[Path, typer.Option("--recipe", help="Whose held-out prompts and settings are used.")]
 ModelFolder = Annotated[str, typer.Argument(help="A model folder, such as `runs/demo/ppo/model`, or a hub name.")]
 
 EXIT_BAD_INPUT = 2
@@ -39,13 +41,23 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; what the user can mend is one clear message, not a traceback."""
+    warnings.showwarning = _warn
     try:
-        app()
+        app(prog_name="prefloop")
     except (ValueError, OSError) as error:
         if os.environ.get("PREFLOOP_TRACEBACK"):
             raise
-        Console(stderr=True, soft_wrap=True).print(Text(f"error: {error}", style="red"))
+        from prefloop.console import printable
+
+        Console(stderr=True, soft_wrap=True).print(Text(printable(f"error: {error}"), style="red"))
         sys.exit(EXIT_BAD_INPUT)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning is a sentence for the user; where in our code it was raised is not."""
+    from prefloop.console import printable
+
+    Console(stderr=True, soft_wrap=True).print(Text(printable(f"warning: {message}"), style="yellow"))
 
 
 @app.command()
@@ -64,6 +76,7 @@ def demo(
     """The whole loop on the embedded world: a text rewriter that learns from preferences."""
     from prefloop.config import dump_recipe, load_recipe, make_recipe
     from prefloop.demo.recipe import demo_table
+    from prefloop.runs import write_text
 
     name = f"seed-{seed}-human" if human else f"seed-{seed}"
     recipe = make_recipe(demo_table(name, seed, algorithm, human), settings or [], where="demo")
@@ -71,7 +84,10 @@ def demo(
     if place.exists() and load_recipe(place).data.world != recipe.data.world:
         raise ValueError(f"{place} is another project's recipe; nothing was changed. Name a new folder with --folder")
     folder.mkdir(parents=True, exist_ok=True)
-    place.write_text(dump_recipe(recipe), encoding="utf-8")
+    if not place.exists():
+        write_text(place, dump_recipe(recipe))
+    elif load_recipe(place) != recipe:
+        _say(f"{place} says something else and was left as it is. This run's recipe: runs/{name}/recipe.toml", "dim")
     _run(recipe, folder, folder)
 
 
@@ -153,15 +169,21 @@ def sample(
     max_response_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 128,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.", min=0)] = 0,
     sheet: Annotated[Path, typer.Option(help="The judging sheet that is written.")] = Path("to-judge.jsonl"),
+    recipe: RecipeFile = Path("prefloop.toml"),
 ) -> None:
-    """Sample answers to the store's prompts, keep them in the store, and write a sheet for people to judge."""
-    from prefloop.feedback.store import Store
-    from prefloop.policy import load_policy
-    from prefloop.tasks import sample_to_sheet
+    """Sample answers to training prompts, keep them in the store, and write a sheet for people to judge.
 
-    policy = load_policy(model)
+    Prompts with the fewest answers so far come first, so that the next call asks about others.
+    """
+    from prefloop.config import Recipe, load_recipe
+    from prefloop.feedback.store import Store
+    from prefloop.tasks import Sampling, sample_to_sheet
+
+    # The recipe says which prompts are held out and what people are asked.
+    loaded = load_recipe(recipe) if recipe.exists() or recipe != Path("prefloop.toml") else Recipe()
+    how = Sampling(prompts, answers, temperature, max_response_tokens, seed)
     with Store.open("feedback.db", create=False) as store:
-        rows = sample_to_sheet(policy, store, sheet, model, prompts, answers, temperature, max_response_tokens, seed)
+        rows = sample_to_sheet(model, store, sheet, loaded.data, how)
     _say(
         f"{rows} prompts with {answers} answers each: {sheet}\n"
         f'Set "choice" in each line to the better answer\'s number or to "tie", then: prefloop import {sheet}'
@@ -173,9 +195,7 @@ def evaluate(
     after: Annotated[str, typer.Argument(help="The model folder to judge.")],
     before: Annotated[str, typer.Argument(help="The model folder it is compared with.")],
     judge: Annotated[str, typer.Option(help="A reward model folder; the recipe's world judges when not given.")] = "",
-    recipe: Annotated[Path, typer.Option(help="Whose held-out prompts and settings are used.")] = Path(
-        "prefloop.toml"
-    ),
+    recipe: RecipeFile = Path("prefloop.toml"),
     settings: Settings = None,
 ) -> None:
     """Compare two policies on held-out prompts: win rate with its interval, length, KL, alarms."""
@@ -202,7 +222,9 @@ def inspect(
     model: ModelFolder,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="JSON lines to show; the store's demonstrations when not given."),
+        typer.Option(
+            "--file", help="JSON lines to show; when not given, the store's demonstrations and then its answers."
+        ),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="How many to show.", min=1)] = 3,
     loss_on: Annotated[Literal["all", "last"], typer.Option(help="As `sft.loss_on`.")] = "last",
@@ -223,6 +245,7 @@ def chat(
     single: Annotated[bool, typer.Option("--single", help="Forget the conversation after each answer.")] = False,
 ) -> None:
     """Talk to a policy. An empty line ends the conversation."""
+    from prefloop.console import printable
     from prefloop.policy import load_policy
     from prefloop.tasks import converse
 
@@ -231,7 +254,7 @@ def chat(
     answers = converse(policy, temperature, max_response_tokens, seed, single)
     next(answers)
     while text := _ask():
-        console.print(Text(answers.send(text)))
+        console.print(Text(printable(answers.send(text))))
         next(answers)
 
 

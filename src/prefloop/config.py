@@ -133,6 +133,8 @@ class SampleConfig(Section):
     """K: answers sampled for each prompt."""
     temperature: PositiveFloat = 1.0
     """Logits are divided by it."""
+    max_response_tokens: Positive = 64
+    """Longest answer."""
     batch_size: Positive = 128
     """Sequences decoded together."""
 
@@ -188,7 +190,8 @@ class PPOConfig(Optimisation):
     kl_coef: NonNegative = 0.05
     """β: weight of the per-token KL penalty in the reward."""
     kl_estimator: Literal["k1", "k3"] = "k1"
-    """Per-token estimate of KL(π‖π_ref) in the reward."""
+    """Per-token estimate of KL(π‖π_ref) in the reward. k3 is never negative, but its optimum is not
+    π_ref·exp(r/β): see docs/tried.md."""
     kl_target: NonNegative = 0.0
     """Adapt β towards this KL (nats, summed over the response); 0 keeps β fixed."""
     kl_horizon: Positive = 10_000
@@ -248,7 +251,7 @@ class EvaluateConfig(Section):
     temperature: PositiveFloat = 1.0
     """Sampling temperature of both sides."""
     max_response_tokens: Positive = 64
-    """Longest answer, of the evaluation and of the ``sample`` stage."""
+    """Longest answer."""
     batch_size: Positive = 128
     """Sequences decoded together."""
 
@@ -303,19 +306,64 @@ class Recipe(Section):
             raise ValueError(
                 "judge.fraction is for data without a true preference; data.world has one, so set it to 0"
             )
-        longest = self.data.max_prompt_tokens + max(
-            self.data.max_response_tokens, self.ppo.max_response_tokens, self.evaluate.max_response_tokens
-        )
-        if not self.model.path and longest > self.model.context:
-            raise ValueError(
-                f"model.context ({self.model.context}) is shorter than data.max_prompt_tokens plus the "
-                f"longest response ({longest}); raise the one or lower the others"
-            )
+        if not self.model.path:
+            self.check_context(self.model.context)
         if not self.model.path and self.pretrain.block > self.model.context:
             raise ValueError(
                 f"pretrain.block ({self.pretrain.block}) does not fit model.context ({self.model.context})"
             )
         return self
+
+    def check_context(self, context: int) -> None:
+        """Raise a ValueError unless every stage's prompts and responses fit a model that reads ``context`` tokens."""
+        limits = {"data": self.data.max_response_tokens, "evaluate": self.evaluate.max_response_tokens}
+        if "sample" in self.stages:
+            limits["sample"] = self.sample.max_response_tokens
+        if "ppo" in self.stages:
+            limits["ppo"] = self.ppo.max_response_tokens
+        section = max(limits, key=lambda name: limits[name])
+        needed = self.data.max_prompt_tokens + limits[section]
+        if needed > context:
+            raise ValueError(
+                f"the model reads at most {context} tokens; data.max_prompt_tokens ({self.data.max_prompt_tokens}) "
+                f"and {section}.max_response_tokens ({limits[section]}) together need {needed}. Lower one of them, "
+                "or give the model a longer context"
+            )
+
+    @property
+    def ignored(self) -> list[str]:
+        """Settings that differ from their defaults and change nothing, each with the reason."""
+        reasons: dict[str, str] = {}
+
+        def unused(reason: str, *keys: str) -> None:
+            reasons.update(dict.fromkeys(keys, reason))
+
+        def all_of(section: Section, name: str, *but: str) -> list[str]:
+            return [f"{name}.{field}" for field in type(section).model_fields if field not in but]
+
+        if self.model.path:
+            unused("model.path is set", *all_of(self.model, "model", "path"), *all_of(self.pretrain, "pretrain"))
+        if self.label.by != "simulated":
+            unused(f'label.by is "{self.label.by}"', "label.overlap")
+        if self.label.by != "human":
+            unused(f'label.by is "{self.label.by}"', "label.minimum")
+        if self.label.by == "none":
+            unused('label.by is "none"', *all_of(self.sample, "sample"))
+        if not self.judge.fraction:
+            unused("judge.fraction is 0", *all_of(self.judge, "judge"))
+        if not self.ppo.kl_target:
+            unused("ppo.kl_target is 0", "ppo.kl_horizon")
+        if self.data.world:
+            unused("data.world is set", "data.files", "data.heldout_fraction")
+        else:
+            unused("data.world is not set", "data.world_prompts", "data.world_heldout")
+        mine, default = self.model_dump(), Recipe.model_construct().model_dump()
+
+        def value(of: dict[str, Any], key: str) -> Any:
+            section, field = key.split(".")
+            return of[section][field]
+
+        return [f"{key}: {why}" for key, why in reasons.items() if value(mine, key) != value(default, key)]
 
     @property
     def stages(self) -> tuple[StageName, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -49,7 +50,16 @@ class _Row:
     progress: float = 0.0
     started: float = 0.0
     seconds: float = 0.0
-    figures: dict[str, float] | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Text without control characters, but for tab and new line: a model's or a user's words must not steer a
+    terminal. They are shown by name instead."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class RunDisplay:
@@ -57,7 +67,7 @@ class RunDisplay:
 
     def __init__(self, stages: Sequence[str], console: Console | None = None) -> None:
         self._console = console or Console()
-        self._rows = {stage: _Row(figures={}) for stage in stages}
+        self._rows = {stage: _Row() for stage in stages}
         self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -79,12 +89,11 @@ class RunDisplay:
 
     def line(self, stage: str, metrics: dict[str, float]) -> None:
         row = self._rows[stage]
-        assert row.figures is not None
         row.figures |= metrics
         row.progress = metrics.get("progress", row.progress)
 
     def note(self, text: str) -> None:
-        self._console.print(Text(text, style="yellow"))
+        self._console.print(Text(printable(text), style="yellow"))
 
     def finished(self, stage: str, seconds: float) -> None:
         self._rows[stage].state, self._rows[stage].seconds = "done", seconds
@@ -111,7 +120,7 @@ class RunDisplay:
 
 
 def _figures(stage: str, row: _Row) -> str:
-    shown = row.figures or {}
+    shown = row.figures
     return "  ".join(f"{name} {shown[key]:{how}}" for name, key, how in FIGURES.get(stage, ()) if key in shown)
 
 
@@ -139,7 +148,7 @@ def comparison_table(comparisons: Sequence[dict[str, Any]]) -> Group:
     for figures in comparisons:
         rate = figures["win_rate"]
         table.add_row(
-            f"{figures['name']} against {figures['against']}",
+            Text(f"{figures['name']} against {figures['against']}"),
             f"{rate['value']:.1%} ({rate['low']:.0%} to {rate['high']:.0%})",
             _change(figures, "true_reward", ".3f"),
             _change(figures, "learned_reward", "+.2f"),

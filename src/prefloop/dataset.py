@@ -103,7 +103,8 @@ def _from_world(recipe: Recipe, world: World, store: Store, folder: Path) -> Dat
 
 
 def _from_store(recipe: Recipe, store: Store, folder: Path) -> Dataset:
-    prompts = list(store.prompts())
+    # By hash, not in the order of import: the first N are then of every file.
+    prompts = sorted(store.prompts(), key=lambda prompt: content_id("order", prompt.id))
     if not prompts:
         raise ValueError(
             "the store has no prompts. Import some (`prefloop import FILE`), name files in data.files, "
@@ -168,7 +169,7 @@ def _dialogues(store: Store, prompts: Sequence[Prompt]) -> list[str]:
 def _files(recipe: Recipe, folder: Path) -> list[str]:
     """The text files to pretrain on; each is one document."""
     documents = []
-    for name in recipe.pretrain.files:
+    for name in recipe.pretrain.files if "pretrain" in recipe.stages else ():
         try:
             documents.append((folder / name).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

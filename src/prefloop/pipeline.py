@@ -86,6 +86,8 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
     """
     listener = listener or Silence()
     recipe = _resolved(recipe, folder or project)
+    for setting in recipe.ignored:
+        listener.note(f"This setting changes nothing: {setting}.")
     runs = RunFolder(project / "runs" / recipe.name)
     with _threads(recipe.threads), Store.open(project / "feedback.db") as store:
         data = prepare(recipe, store, folder or project)
@@ -112,11 +114,20 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _resolved(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with ``model.path`` made absolute where it names a folder; a hub's name stays a name."""
-    path = folder / recipe.model.path
-    if not recipe.model.path or not path.is_dir():
-        return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": str(path.resolve())})})
+    """The recipe with absolute paths, so that its copy in the run's folder can be run; a hub's name stays a name."""
+
+    def absolute(name: str) -> str:
+        return str((folder / name).resolve())
+
+    path = recipe.model.path
+    model = {"path": absolute(path)} if path and (folder / path).is_dir() else {}
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update=model),
+            "data": recipe.data.model_copy(update={"files": tuple(map(absolute, recipe.data.files))}),
+            "pretrain": recipe.pretrain.model_copy(update={"files": tuple(map(absolute, recipe.pretrain.files))}),
+        }
+    )
 
 
 def _run_stage(
@@ -146,22 +157,23 @@ def _run_stage(
 
 
 def _key(stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: dict[StageName, str]) -> str:
-    """Everything that the stage's result depends on, hashed."""
+    """Everything that the stage's result depends on, hashed; but not the machine, which the manifest describes."""
     sections = recipe.model_dump(mode="json")
     parts: dict[str, Any] = {
         "version": __version__,
         "seed": recipe.seed,
+        "threads": recipe.threads,  # rounding
         "reads": {name: keys[name] for name in READS[stage] if name in keys},
         "config": sections.get("evaluate" if stage == "evaluation" else stage),
     }
-    limits = sections["data"]
+    used = ("max_prompt_tokens", "max_response_tokens", "heldout_fraction", "criterion")
+    limits = {name: sections["data"][name] for name in used}
     if stage == "pretrain":
         parts |= {"documents": data.documents_hash, "model": sections["model"]}
     elif stage == "sft":
         parts |= {"demonstrations": data.demonstrations_hash, "limits": limits, "base": _base(recipe)}
     elif stage == "sample":
-        longest = recipe.evaluate.max_response_tokens
-        parts |= {"prompts": data.prompts_hash, "limits": limits, "max_response_tokens": longest}
+        parts |= {"prompts": data.prompts_hash, "limits": limits, "judge_fraction": recipe.judge.fraction}
     elif stage == "label" and recipe.label.by != "simulated":
         parts["judgements"] = snapshot(store, recipe.data.criterion).hash
     elif stage in ("reward", "judge", "dpo"):

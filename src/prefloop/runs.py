@@ -138,6 +138,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def folder_hash(folder: Path) -> str:
+    """48-bit hash of the content of a model folder, such as a completion's origin names."""
+    names = "".join(f"{path.relative_to(folder)} {file_hash(path)}\n" for path in _files(folder))
+    return hashlib.blake2b(names.encode(), digest_size=6).hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Of everything that may change a result."""
     packages = ("prefloop", "torch", "transformers", "tokenizers", "numpy")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from prefloop.chat import Rendered
-from prefloop.config import JudgeConfig, Recipe, RewardConfig
+from prefloop.config import EvaluateConfig, JudgeConfig, Recipe, RewardConfig, SampleConfig
 from prefloop.dataset import Dataset, Pair, judged_pairs
 from prefloop.demo.world import WORLDS, World
 from prefloop.evaluation.reward_quality import evaluate_reward
@@ -32,7 +33,7 @@ from prefloop.policy import Policy, load_policy
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import model_scorer
 from prefloop.rollout.sampler import sample
-from prefloop.runs import StageWriter, read_json, read_lines, write_json, write_lines
+from prefloop.runs import StageWriter, folder_hash, read_json, read_lines, write_json, write_lines
 from prefloop.seeds import derive
 from prefloop.training.comparisons import PreferenceGroup, encode
 from prefloop.training.dpo import train_dpo
@@ -95,7 +96,7 @@ def pretrain(context: Context, writer: StageWriter) -> None:
 def sft(context: Context, writer: StageWriter) -> None:
     recipe, data = context.recipe, context.data
     policy = context.base_policy()
-    _check_context(policy, recipe)
+    recipe.check_context(policy.context)
     train, heldout = (_render(policy, pairs, context) for pairs in (data.demonstrations, data.heldout_demonstrations))
     with context.log(writer) as log:
         writer.extra |= train_sft(policy, train, heldout, recipe.sft, context.seed("sft"), log)
@@ -109,17 +110,16 @@ def sample_answers(context: Context, writer: StageWriter) -> None:
     data, for_judge = context.data, round(config.prompts * recipe.judge.fraction)
     learnt = [*data.train[: config.prompts - for_judge], *data.aside[:for_judge]]
     prompts = [*learnt, *data.heldout[: config.heldout]]
-    rollout = _sample(policy, prompts, context, config.temperature, config.batch_size, "sample", config.answers)
-    weights = {name: digest for name, digest in _manifest(context, "sft")["outputs"].items() if "/" in name}
-    origin = f"runs/{recipe.name}/sft@{content_id(weights)[:12]}"
+    rollout = _sample(policy, prompts, context, config, "sample", config.answers)
+    origin = f"runs/{recipe.name}/sft@{folder_hash(context.run / 'sft' / 'model')}"
     completions = [
         Completion(
             prompt_id=prompts[row // config.answers].id,
-            text=policy.chat.text(rollout.response_ids(row)),
+            text=policy.chat.text(ids),
             origin=origin,
             metadata={"temperature": config.temperature, "sample": row % config.answers, "seed": recipe.seed},
         )
-        for row in range(len(rollout))
+        for row, ids in enumerate(rollout.responses)
     ]
     # The same text drawn twice for a prompt is one completion.
     unique = list({completion.id: completion for completion in completions}.values())
@@ -131,8 +131,9 @@ def sample_answers(context: Context, writer: StageWriter) -> None:
 def label(context: Context, writer: StageWriter) -> None:
     """Let the sampled answers be judged, and freeze the judgements that the run learns from."""
     recipe = context.recipe
-    frozen = snapshot(context.store, recipe.data.criterion)
-    if recipe.label.by != "none":
+    if recipe.label.by == "none":
+        frozen = snapshot(context.store, recipe.data.criterion)
+    else:
         items = _items_to_judge(context)
         made = _simulate(context, items) if recipe.label.by == "simulated" else None
         ids = [completion.id for _, completions in items for completion in completions]
@@ -200,12 +201,13 @@ def evaluation(context: Context, writer: StageWriter) -> None:
     for algorithm in recipe.algorithms:
         policy = load_policy(context.run / algorithm / "model")
         after = answers_of(context, policy, reference, prompts, judge_answers, learned)
-        report, samples = compare(algorithm, after, "sft", before, prompts, name)
-        if name == TRAINED_JUDGE:
-            report["alarms"].insert(0, NO_JUDGE)
+        report, samples = judged(algorithm, after, "sft", before, prompts, name)
         write_json(writer.folder / f"{algorithm}.json", report)
         write_lines(writer.folder / f"{algorithm}.samples.jsonl", samples)
 
+
+MAX_TOKENS = 8192
+"""Of one forward pass where nothing is trained, padding included."""
 
 TRAINED_JUDGE = "the trained reward model itself"
 NO_JUDGE = (
@@ -215,18 +217,6 @@ NO_JUDGE = (
 
 
 # Parts of stages
-
-
-def _check_context(policy: Policy, recipe: Recipe) -> None:
-    longest = recipe.data.max_prompt_tokens + max(
-        recipe.data.max_response_tokens, recipe.ppo.max_response_tokens, recipe.evaluate.max_response_tokens
-    )
-    if longest > policy.context:
-        raise ValueError(
-            f"the model reads at most {policy.context} tokens; data.max_prompt_tokens and the longest response "
-            f"together need {longest}. Lower data.max_prompt_tokens, data.max_response_tokens, "
-            "ppo.max_response_tokens or evaluate.max_response_tokens"
-        )
 
 
 def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Rendered]:
@@ -241,8 +231,7 @@ def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Ren
         if context.recipe.sft.loss_on == "all":
             rendered = policy.chat.render([*fitted.messages, Message(role="assistant", content=answer)], "all")
         result.append(rendered)
-    if cut:
-        context.note(f"{cut} of {len(pairs)} prompts were cut to {limits.max_prompt_tokens} tokens.")
+    _note_cut(context, cut, len(pairs))
     if len(result) < len(pairs):
         context.note(
             f"{len(pairs) - len(result)} of {len(pairs)} demonstrations are longer than "
@@ -253,7 +242,8 @@ def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Ren
 
 def _encode(context: Context, model: Policy | RewardModel, found: Sequence[Comparison]) -> list[PreferenceGroup]:
     limits = context.recipe.data
-    groups, left_out = encode(model.chat, found, limits.max_prompt_tokens, limits.max_response_tokens)
+    groups, cut, left_out = encode(model.chat, found, limits.max_prompt_tokens, limits.max_response_tokens)
+    _note_cut(context, cut, len(found))
     if left_out:
         context.note(
             f"{left_out} judged answers are longer than {limits.max_response_tokens} tokens and were left out."
@@ -310,8 +300,9 @@ def _simulate(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]
     """Add the panel's judgements to the store; returns their ids."""
     world, seed = context.world, context.seed("label")
     assert world is not None, "checked by the recipe"
+    utility = cache(world.utility)  # several annotators look at the same answer
     made = [
-        judge(annotator, prompt, completions, world.utility, seed)
+        judge(annotator, prompt, completions, utility, seed)
         for (prompt, completions), annotator in assign(items, PANEL, context.recipe.label.overlap, seed)
     ]
     context.store.add(made)
@@ -329,15 +320,14 @@ def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]],
         f"The answers to {len(items)} prompts wait for somebody's judgement ({found} judged so far, "
         f"{context.recipe.label.minimum} needed).\n"
         f'  1. Open {sheet} and set "choice" to "1", "2" or "tie" where you have an opinion.\n'
-        f"  2. cd {sheet.parents[2]}\n"
-        f"  3. prefloop import {sheet}\n"
-        f"  4. prefloop run\n"
+        f"  2. In {sheet.parents[2]}: prefloop import {sheet}\n"
+        "  3. Give the command that brought you here once more, where you gave it.\n"
         "The run goes on where it stopped."
     )
 
 
 def user_name() -> str:
-    """Who fills in a judging sheet, unless he writes another name into it."""
+    """Who fills in a judging sheet, unless another name is written into it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container without a user's name
@@ -348,21 +338,30 @@ def _sample(
     policy: Policy,
     prompts: Sequence[Prompt],
     context: Context,
-    temperature: float,
-    batch_size: int,
+    config: SampleConfig | EvaluateConfig,
     purpose: str,
     answers: int = 1,
 ) -> Rollout:
+    limit = context.recipe.data.max_prompt_tokens
+    fitted = [policy.chat.fitted_prompt_ids(prompt, limit) for prompt in prompts]
+    _note_cut(
+        context, sum(kept is not prompt for (_, kept), prompt in zip(fitted, prompts, strict=True)), len(prompts)
+    )
     return sample(
         policy.model,
-        [policy.chat.fitted_prompt_ids(p, context.recipe.data.max_prompt_tokens)[0] for p in prompts],
+        [ids for ids, _ in fitted],
         eos_id=policy.chat.eos_id,
-        max_response_tokens=context.recipe.evaluate.max_response_tokens,
-        temperature=temperature,
+        max_response_tokens=config.max_response_tokens,
+        temperature=config.temperature,
         seed=context.seed(purpose),
         answers=answers,
-        batch_size=batch_size,
+        batch_size=config.batch_size,
     )
+
+
+def _note_cut(context: Context, cut: int, of: int) -> None:
+    if cut:
+        context.note(f"{cut} of {of} prompts were cut to {context.recipe.data.max_prompt_tokens} tokens.")
 
 
 def _observer(context: Context) -> Callable[[Sequence[Prompt], Sequence[str]], Metrics] | None:
@@ -379,19 +378,31 @@ def choose_judge(context: Context, folder: str = "") -> tuple[str, Judge]:
     """Who decides an evaluation, by name and as a function.
 
     A reward model from ``folder``; else the world's true preference; else the run's held-out reward model; failing
-    all, the trained reward model, with a warning.
+    all, the trained reward model, with a warning, as whenever it is asked about a policy trained against it.
     """
     world, limit = context.world, context.recipe.data.max_prompt_tokens
     if world is not None and not folder:
         return "true preference", lambda prompts, texts: [
             world.judge(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)
         ]
-    name = folder or ("held-out reward model" if context.recipe.judge.fraction else TRAINED_JUDGE)
-    if name == TRAINED_JUDGE:
+    independent = context.recipe.judge.fraction > 0
+    place = Path(folder) if folder else context.run / ("judge" if independent else "reward") / "model"
+    model = load_reward_model(folder or place)
+    name = folder or "held-out reward model"
+    if place.resolve() == (context.run / "reward" / "model").resolve():
+        name = TRAINED_JUDGE
         warnings.warn(NO_JUDGE, stacklevel=2)
-    stage = "judge" if context.recipe.judge.fraction else "reward"
-    model = load_reward_model(folder or context.run / stage / "model")
     return name, lambda prompts, texts: [{"score": one} for one in _scores(model, prompts, texts, limit)]
+
+
+def judged(
+    name: str, after: Answers, against: str, before: Answers, prompts: Sequence[Prompt], judge: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A comparison and its samples, with an alarm where the judge is no independent one."""
+    report, samples = compare(name, after, against, before, prompts, judge)
+    if judge == TRAINED_JUDGE:
+        report["alarms"].insert(0, NO_JUDGE)
+    return report, samples
 
 
 def answers_of(
@@ -404,16 +415,18 @@ def answers_of(
 ) -> Answers:
     """One policy's answers, scored. Both sides of a comparison draw with the same random numbers."""
     config, limit = context.recipe.evaluate, context.recipe.data.max_prompt_tokens
-    rollout = _sample(policy, prompts, context, config.temperature, config.batch_size, "evaluation")
-    texts = [policy.chat.text(rollout.response_ids(row)) for row in range(len(rollout))]
-    ref_log_probs = score_responses(reference.model, rollout.sequences(), 8192, config.temperature)
-    kl = rollout.log_probs[rollout.mask].sum() - torch.cat(ref_log_probs).sum()
+    rollout = _sample(policy, prompts, context, config, "evaluation")
+    texts = [policy.chat.text(ids) for ids in rollout.responses]
+    kl = 0.0
+    if policy is not reference:
+        ref_log_probs = score_responses(reference.model, rollout.sequences, MAX_TOKENS, config.temperature)
+        kl = float(rollout.log_probs[rollout.mask].sum() - torch.cat(ref_log_probs).sum())
     return Answers(
         texts=texts,
         tokens=rollout.lengths.tolist(),
         learned=_scores(learned, prompts, texts, limit) if learned else None,
         judged=judge_answers(prompts, texts),
-        kl=float(kl) / len(rollout),
+        kl=kl / len(rollout),
     )
 
 
@@ -424,7 +437,7 @@ def _scores(
         model.chat.answered(model.chat.fitted_prompt_ids(prompt, max_prompt_tokens)[1], text)
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    scores: list[float] = model.score(sequences).tolist()
+    scores: list[float] = model.score(sequences, MAX_TOKENS).tolist()
     return scores
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -10,67 +12,81 @@ from typing import Any, Literal
 from rich.text import Text
 
 from prefloop.chat import Chat, Rendered
-from prefloop.config import Recipe
+from prefloop.config import DataConfig, Recipe
+from prefloop.console import printable
 from prefloop.dataset import place, prepare
-from prefloop.evaluation.win_rate import compare
 from prefloop.feedback.formats import read_file, write_sheet
-from prefloop.feedback.records import Completion, Demonstration, Message, Prompt
+from prefloop.feedback.records import Completion, Demonstration, Message, Prompt, content_id
 from prefloop.feedback.store import AnyRecord, Store
 from prefloop.models.loading import load_tokenizer
 from prefloop.policy import Policy, load_policy
 from prefloop.rollout.sampler import sample
+from prefloop.runs import folder_hash
 from prefloop.seeds import derive
-from prefloop.stages import Context, answers_of, choose_judge, user_name
+from prefloop.stages import Context, answers_of, choose_judge, judged, user_name
 
 
-def sample_to_sheet(
-    policy: Policy,
-    store: Store,
-    sheet: Path,
-    origin: str,
-    prompts: int,
-    answers: int,
-    temperature: float,
-    max_response_tokens: int,
-    seed: int,
-) -> int:
-    """Answer the store's first training prompts, keep the answers, write a judging sheet; returns its rows."""
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn for people to judge."""
+
+    prompts: int
+    answers: int
+    """K: answers to each prompt."""
+    temperature: float
+    max_response_tokens: int
+    seed: int
+
+
+def sample_to_sheet(model: str, store: Store, sheet: Path, data: DataConfig, how: Sampling) -> int:
+    """Answer training prompts with a policy, keep the answers, write a judging sheet; returns its rows."""
     if sheet.exists():
         raise ValueError(f"{sheet} is there already and may hold judgements; name another with --sheet")
-    chosen = list(islice((p for p in store.prompts() if place(p, 0.1) == "train"), prompts))
-    if not chosen:
-        raise ValueError("the store has no training prompts. Import some first (`prefloop import FILE`)")
-    longest = policy.context - max_response_tokens
-    if longest < 1:
+    if not sheet.resolve().parent.is_dir():
+        raise ValueError(f"{sheet}: there is no folder {sheet.parent}; make it or name another with --sheet")
+    chosen = _next_prompts(store, data, how.prompts)
+    policy = load_policy(model)
+    room = policy.context - how.max_response_tokens
+    if room < 1:
         raise ValueError(
-            f"max_response_tokens = {max_response_tokens} leaves no room for a prompt; the model reads "
+            f"max_response_tokens = {how.max_response_tokens} leaves no room for a prompt; the model reads "
             f"{policy.context} tokens in all"
         )
     rollout = sample(
         policy.model,
-        [policy.chat.fitted_prompt_ids(prompt, longest)[0] for prompt in chosen],
+        [policy.chat.fitted_prompt_ids(prompt, room)[0] for prompt in chosen],
         eos_id=policy.chat.eos_id,
-        max_response_tokens=max_response_tokens,
-        temperature=temperature,
-        seed=derive(seed, "sample"),
-        answers=answers,
+        max_response_tokens=how.max_response_tokens,
+        temperature=how.temperature,
+        seed=derive(how.seed, "sample"),
+        answers=how.answers,
     )
+    origin = f"{model}@{folder_hash(Path(model))}" if Path(model).is_dir() else model
     items: list[tuple[Prompt, list[Completion]]] = []
     for index, prompt in enumerate(chosen):
-        texts = {policy.chat.text(rollout.response_ids(index * answers + k)): k for k in range(answers)}
+        texts = {policy.chat.text(rollout.responses[index * how.answers + k]): k for k in range(how.answers)}
         made = [
             Completion(
                 prompt_id=prompt.id,
                 text=text,
                 origin=origin,
-                metadata={"temperature": temperature, "sample": k, "seed": seed},
+                metadata={"temperature": how.temperature, "sample": k, "seed": how.seed},
             )
             for text, k in texts.items()
         ]
         if len(made) > 1:
             items.append((prompt, made))
     store.add(completion for _, made in items for completion in made)
-    return write_sheet(sheet, items, annotator=user_name())
+    return write_sheet(sheet, items, annotator=user_name(), criterion=data.criterion)
+
+
+def _next_prompts(store: Store, data: DataConfig, count: int) -> list[Prompt]:
+    """Training prompts, those with the fewest answers so far first, else in an order by hash."""
+    answered = Counter(completion.prompt_id for completion in store.completions())
+    training = [prompt for prompt in store.prompts() if place(prompt, data.heldout_fraction) == "train"]
+    if not training:
+        raise ValueError("the store has no training prompts. Import some first (`prefloop import FILE`)")
+    return sorted(training, key=lambda prompt: (answered[prompt.id], content_id("order", prompt.id)))[:count]
 
 
 def evaluate_pair(
@@ -87,13 +103,13 @@ def evaluate_pair(
             f"the models read at most {context} tokens; data.max_prompt_tokens and evaluate.max_response_tokens "
             f"together need {needed}. Lower one of them"
         )
-    with Store.open(project / "feedback.db") as store:
+    with Store.open(project / "feedback.db", create=False) as store:
         data = prepare(recipe, store, folder)
         run = Context(recipe, project / "runs" / recipe.name, data, store)
         name, judge_answers = choose_judge(run, judge)
         prompts = data.heldout[: recipe.evaluate.prompts]
         new, old = (answers_of(run, policy, policies[1], prompts, judge_answers, None) for policy in policies)
-    report, _ = compare(after, new, before, old, prompts, name)
+    report, _ = judged(after, new, before, old, prompts, name)
     return [report]
 
 
@@ -114,7 +130,7 @@ def coloured(chat: Chat, rendered: Rendered) -> Text:
     """One rendered sequence for a terminal; tokens are told apart by underlining every second one."""
     text = Text()
     for index, (token, trained) in enumerate(zip(rendered.ids, rendered.mask, strict=True)):
-        shown = chat.tokenizer.decode([token]).replace(" ", "▁").replace("\n", "⏎\n")
+        shown = printable(chat.tokenizer.decode([token]).replace(" ", "▁").replace("\n", "⏎\n"))
         style = "green" if trained else "bright_black"
         text.append(shown, style=f"{style} underline" if index % 2 else style)
     tokens = f"\n{len(rendered)} tokens, {rendered.response_tokens} trained on\n"

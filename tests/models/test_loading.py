@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.toys import EOS, MODELS, byte_tokenizer, gemma2, gpt2, llama, parameters, policy, same
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefloop.feedback.records import Prompt
 from prefloop.models.forward import head_logits
 from prefloop.models.heads import RewardModel
 from prefloop.models.loading import PAD_TOKEN, load_reward_model, load_tokenizer
 from prefloop.policy import Policy, load_policy
+from prefloop.rollout.sampler import sample
 
 IDS = torch.tensor([[5, 6, 7, 200, 30]])
 
@@ -64,6 +67,35 @@ def test_line_05_a_pad_token_is_added_where_there_is_none_of_its_own(
     with torch.no_grad():
         old, new = made.model(IDS).logits, loaded.model(IDS).logits
     assert torch.equal(old, new[..., : old.shape[-1]])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_line_05_an_added_pad_token_is_never_likely(tied: bool, tmp_path: Path) -> None:
+    """As in GPT-2, whose logits are all far below 0: a new row near 0 would take all the probability."""
+    tokenizer = byte_tokenizer(pad=None)
+    made = Policy(llama(len(tokenizer), pad_token_id=None, tie_word_embeddings=tied), tokenizer)
+    with torch.no_grad():
+        made.model.model.norm.weight.fill_(1.0)
+        # Every logit is about −30: the rows of the head share a direction, and the states point the other way.
+        direction = made.model.get_output_embeddings().weight
+        direction += 30 * torch.nn.functional.normalize(torch.ones(direction.shape[1]), dim=0)
+    made.save(tmp_path)
+    twice = [load_policy(tmp_path) for _ in range(2)]
+    head = twice[0].model.get_output_embeddings().weight
+    torch.testing.assert_close(head[-1], head[:-1].mean(0))
+    assert torch.equal(head, twice[1].model.get_output_embeddings().weight)
+    for states in torch.randn(20, head.shape[1], generator=torch.Generator().manual_seed(1)):
+        probabilities = (head @ (states - 1)).softmax(0)
+        assert probabilities[-1] <= 1 / (len(head) - 1)
+
+
+def test_a_pickle_is_not_opened(folder: Path, tmp_path: Path) -> None:
+    """Opening one may run code."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "model.safetensors").unlink()
+    torch.save(policy().model.state_dict(), copy / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"cannot load a model from .*safetensors"):
+        load_policy(copy)
 
 
 def test_a_pad_token_that_is_there_is_left_alone(folder: Path) -> None:
@@ -197,6 +229,26 @@ def test_a_copy_is_independent_and_equal() -> None:
 def test_the_context_is_what_the_model_can_read() -> None:
     assert Policy(llama(258, max_position_embeddings=77), byte_tokenizer()).context == 77
     assert Policy(gpt2(258, n_positions=55), byte_tokenizer()).context == 55
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("words", [1, 3, 30, 300])
+def test_an_answer_ends_where_the_context_does(kind: str, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = policy(kind), []
+
+    def spy(model: object, prompts: list[list[int]], **options: Any) -> Any:
+        asked.append((len(prompts[0]), options["max_response_tokens"]))
+        return sample(model, prompts, **options)
+
+    monkeypatch.setattr("prefloop.policy.sample", spy)
+    text = "\n".join(["line"] * words)
+    made.generate(text, max_response_tokens=10_000)
+    [(prompt, answer)] = asked
+    whole = len(made.chat.prompt_ids(Prompt.of(text).messages))
+    assert prompt + answer == made.context
+    assert prompt == whole if 2 * whole <= made.context else answer >= made.context // 2
+    with pytest.raises(ValueError, match="for its last line"):
+        made.generate("x" * made.context, max_response_tokens=5)
 
 
 def test_a_policy_answers_a_text_or_a_prompt() -> None:

@@ -69,9 +69,9 @@ def test_line_04_a_reward_model_reads_the_very_tokens_that_were_sampled() -> Non
     reward = RewardModel.from_policy(llama(len(CHAT.tokenizer)), CHAT.tokenizer, seed=0)
     sampled = rollout([*ids("ab ab"), CHAT.eos_id], ids("abc"))
     encoded_again = CHAT.answered(PROMPTS[0], "ab ab").ids
-    assert sampled.sequences()[0].ids != encoded_again  # the tokenizer would have merged
+    assert sampled.sequences[0].ids != encoded_again  # the tokenizer would have merged
     scores = model_scorer(reward, 64)(PROMPTS, sampled)
-    for score, sequence in zip(scores.tolist(), sampled.sequences(), strict=True):
+    for score, sequence in zip(scores.tolist(), sampled.sequences, strict=True):
         with torch.no_grad():
             states = reward.model.base_model(input_ids=torch.tensor([sequence.ids])).last_hidden_state
         assert score == pytest.approx(float(states[0, -1] @ reward.model.score.weight[0].detach()), abs=1e-5)

@@ -56,7 +56,7 @@ def slow_sample(model: Any, prompt: list[int], uniforms: np.ndarray[Any, Any], t
 
 
 def rows(rollout: Rollout) -> list[list[int]]:
-    return [rollout.response_ids(row) for row in range(len(rollout))]
+    return [rollout.responses[row] for row in range(len(rollout))]
 
 
 @pytest.mark.parametrize(("temperature", "answers"), [(1.0, 1), (0.7, 3), (0.0, 1)])
@@ -121,7 +121,7 @@ def test_line_03_cached_log_probabilities_are_those_of_an_uncached_pass(model: A
     rollout = sample(
         model, PROMPTS, eos_id=EOS, max_response_tokens=12, temperature=temperature, seed=1, answers=2, batch_size=4
     )
-    for row, sequence in enumerate(rollout.sequences()):
+    for row, sequence in enumerate(rollout.sequences):
         expected = naive_log_probs(model, sequence, temperature)
         found = rollout.log_probs[row][rollout.mask[row]].double()
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -129,7 +129,7 @@ def test_line_03_cached_log_probabilities_are_those_of_an_uncached_pass(model: A
 
 def test_line_17_entropy_is_that_of_the_distribution_drawn_from(model: Any) -> None:
     rollout = sample(model, PROMPTS[:1], eos_id=EOS, max_response_tokens=6, temperature=0.7, seed=0)
-    [sequence] = rollout.sequences()
+    [sequence] = rollout.sequences
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([sequence.ids])).logits[0].double() / 0.7
     for place, found in enumerate(rollout.entropy[0, : int(rollout.lengths[0])].tolist()):
@@ -144,7 +144,7 @@ def test_values_are_those_of_the_states_before_each_token(model: Any) -> None:
     rollout = sample(
         model, PROMPTS, eos_id=EOS, max_response_tokens=10, seed=2, answers=2, batch_size=6, value_head=head
     )
-    for row, (sequence, prompt) in enumerate(zip(rollout.sequences(), rollout.prompts, strict=True)):
+    for row, (sequence, prompt) in enumerate(zip(rollout.sequences, rollout.prompts, strict=True)):
         with torch.no_grad():
             states = model.base_model(input_ids=torch.tensor([sequence.ids])).last_hidden_state[0]
             expected = head(states[len(prompt) - 1 : -1])
@@ -210,7 +210,7 @@ def test_line_06_a_response_ends_at_its_first_eos(model: Any) -> None:
     rollout = sample(model, PROMPTS, eos_id=EOS, max_response_tokens=12, seed=0, answers=8)
     assert {bool(ended) for ended in rollout.ended} == {True, False}
     for row, ended in enumerate(rollout.ended.tolist()):
-        ids, length = rollout.response_ids(row), int(rollout.lengths[row])
+        ids, length = rollout.responses[row], int(rollout.lengths[row])
         assert (ids[-1] == EOS) == ended
         assert EOS not in ids[:-1]
         assert ended or length == 12
@@ -239,7 +239,7 @@ def test_an_eos_whose_id_is_that_of_padding_still_ends_once() -> None:
     """Ids at padding are 0; with eos 0 they must not count."""
     rollout = sample(llama(5), [[2, 3]] * 20, eos_id=0, max_response_tokens=8)
     for row, ended in enumerate(rollout.ended.tolist()):
-        ids = rollout.response_ids(row)
+        ids = rollout.responses[row]
         assert ids.count(0) == int(ended)
         assert ended or len(ids) == 8
 
@@ -258,7 +258,7 @@ def test_greedy_answers_do_not_depend_on_the_seed() -> None:
 
 def test_line_04_the_sequences_of_a_rollout_are_its_very_ids() -> None:
     rollout = sample(llama(16), PROMPTS, eos_id=EOS, max_response_tokens=7, seed=2)
-    for row, sequence in enumerate(rollout.sequences()):
+    for row, sequence in enumerate(rollout.sequences):
         response = rollout.ids[row][rollout.mask[row]].tolist()
         assert sequence.ids == PROMPTS[row] + response
         assert sequence.mask == [False] * len(PROMPTS[row]) + [True] * len(response)

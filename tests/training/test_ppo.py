@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {
 
 def byte_scores(_prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
     """Something that differs from response to response."""
-    return torch.tensor([(sum(rollout.response_ids(row)) % 7) / 3 for row in range(len(rollout))])
+    return torch.tensor([(sum(rollout.responses[row]) % 7) / 3 for row in range(len(rollout))])
 
 
 def lively(kind: str = "llama", **options: Any) -> Policy:
@@ -87,7 +87,7 @@ class Oracle:
     def __init__(
         self, made: Policy, reference: Policy, head: Tensor, rollout: Rollout, scores: Sequence[float], c: PPOConfig
     ) -> None:
-        rows, asked = rollout.sequences(), [len(prompt) for prompt in rollout.prompts]
+        rows, asked = rollout.sequences, [len(prompt) for prompt in rollout.prompts]
         tables, values, kls = [], [], []
         for sequence, start in zip(rows, asked, strict=True):
             output = made.model(input_ids=torch.tensor([sequence.ids]), output_hidden_states=True)
@@ -328,7 +328,7 @@ def test_line_16_a_loss_that_is_not_finite_stops_the_run_with_its_batch(poison: 
     with pytest.raises(NonFiniteError, match="the loss is not finite") as caught:
         train(made, scorer, minibatch_episodes=4)
     assert same(parameters(made.model), start)
-    drawn = rollouts[0].sequences()
+    drawn = rollouts[0].sequences
     assert len(caught.value.batch) == 4
     assert all(sequence in drawn for sequence in caught.value.batch)
 
@@ -376,7 +376,8 @@ def test_line_09_long_prompts_are_cut_at_the_limit(rollouts: Recorded) -> None:
     limit = len(made.chat.prompt_ids(Prompt.of("last").messages))
     config = PPOConfig(**{**SMALL, "episodes": 2, "minibatch_episodes": 2})
     long = [Prompt.of("first line\nlast")]
-    train_ppo(made, long, byte_scores, config, 0, print, max_prompt_tokens=limit)
+    with pytest.warns(UserWarning, match=f"1 of 1 prompts were cut to {limit} tokens"):
+        train_ppo(made, long, byte_scores, config, 0, print, max_prompt_tokens=limit)
     assert rollouts[0].prompts == [made.chat.prompt_ids(Prompt.of("last").messages)] * 2
 
 

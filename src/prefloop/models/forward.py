@@ -5,6 +5,7 @@ Rows are padded on the right and attention is masked, so a row's result does not
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,11 @@ class TokenBatch:
     def rows(self) -> Int[Tensor, " N"]:
         """The row that each response token belongs to."""
         return self.response[:, 1:].nonzero()[:, 0]
+
+
+def context_of(model: Any) -> int:
+    """The longest sequence that the model can read, in tokens."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize))
 
 
 def pad(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:

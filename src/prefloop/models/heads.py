@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from prefloop.chat import Chat, Rendered
 from prefloop.feedback.records import Prompt
-from prefloop.models.forward import TokenBatch, hidden_states, last_states, micro_batches, pad
+from prefloop.models.forward import TokenBatch, context_of, hidden_states, last_states, micro_batches, pad
 
 
 class ValueHead(nn.Module):
@@ -64,6 +64,11 @@ class RewardModel:
         with torch.no_grad():
             weight.normal_(0, 1 / math.sqrt(weight.shape[1] + 1), generator=generator)
         return cls(classifier.to(model.device).eval(), tokenizer)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model can read, in tokens."""
+        return context_of(self.model)
 
     def score_batch(self, batch: TokenBatch) -> Float[Tensor, " B"]:
         """The score of each row, read at its last real token."""

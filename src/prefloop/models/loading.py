@@ -39,7 +39,8 @@ def load_pretrained(kind: Any, path: str | Path, device: str | None) -> tuple[An
     Raises:
         ValueError: the folder is missing or unreadable.
     """
-    model, report = _from_pretrained(kind, path, dtype=torch.float32, output_loading_info=True)
+    # A pickle may run code as it is opened.
+    model, report = _from_pretrained(kind, path, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     if report["missing_keys"]:
         raise ValueError(
             f"{path}: the folder has no weights for {', '.join(sorted(report['missing_keys'])[:5])}, so it is no "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -33,18 +34,20 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    @property
+    @cached_property
     def lengths(self) -> Int[Tensor, " B"]:
         """Tokens of each response."""
         return self.mask.sum(1)
 
-    def response_ids(self, row: int) -> list[int]:
-        ids: list[int] = self.ids[row, : int(self.lengths[row])].tolist()
-        return ids
+    @cached_property
+    def responses(self) -> list[list[int]]:
+        """Token ids of each response, without padding."""
+        return [row[:length] for row, length in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
 
+    @cached_property
     def sequences(self) -> list[Rendered]:
         """Prompt and response of each row end to end, as every other pass reads them."""
         return [
             Rendered(prompt + ids, [False] * len(prompt) + [True] * len(ids))
-            for prompt, ids in ((p, self.response_ids(row)) for row, p in enumerate(self.prompts))
+            for prompt, ids in zip(self.prompts, self.responses, strict=True)
         ]

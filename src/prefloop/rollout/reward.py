@@ -30,7 +30,7 @@ def model_scorer(reward: RewardModel, max_tokens: int) -> Scorer:
     """Scores of a reward model with the policy's tokenizer: it reads the very tokens that were sampled."""
 
     def score(_prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]:
-        return reward.score(rollout.sequences(), max_tokens)
+        return reward.score(rollout.sequences, max_tokens)
 
     return score
 
@@ -43,8 +43,10 @@ def text_scorer(reward: RewardModel, chat: Chat) -> Scorer:
     """
 
     def score(prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]:
-        texts = [chat.text(rollout.response_ids(row)) for row in range(len(rollout))]
-        answered = [reward.chat.answered(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        answered = [
+            reward.chat.answered_within(prompt, chat.text(ids), reward.context)
+            for prompt, ids in zip(prompts, rollout.responses, strict=True)
+        ]
         return reward.score(answered).to(rollout.ids.device)
 
     return score
@@ -59,8 +61,8 @@ def function_scorer(function: RewardFunction, chat: Chat) -> Scorer:
 
     def score(prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]:
         scores = []
-        for row, prompt in enumerate(prompts):
-            response = chat.text(rollout.response_ids(row))
+        for prompt, ids in zip(prompts, rollout.responses, strict=True):
+            response = chat.text(ids)
             value = function(prompt.text, response)
             try:
                 number = float(value)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from prefloop.chat import Chat, Rendered
 from prefloop.feedback.aggregate import Comparison
-from prefloop.models.forward import micro_batches
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,12 @@ class Pairs:
 
 def encode(
     chat: Chat, comparisons: Sequence[Comparison], max_prompt_tokens: int, max_response_tokens: int
-) -> tuple[list[PreferenceGroup], int]:
-    """Tokenise comparisons; returns the groups and the number of answers left out because they are too long."""
-    groups, left_out = [], 0
+) -> tuple[list[PreferenceGroup], int, int]:
+    """Tokenise comparisons; returns the groups, how many prompts were cut, and how many answers were too long."""
+    groups, cut, left_out = [], 0, 0
     for comparison in comparisons:
         _, prompt = chat.fitted_prompt_ids(comparison.prompt, max_prompt_tokens)
+        cut += prompt is not comparison.prompt
         rendered = [chat.answered(prompt, text) for text in comparison.texts]
         kept = [i for i, sequence in enumerate(rendered) if sequence.response_tokens <= max_response_tokens]
         left_out += len(rendered) - len(kept)
@@ -61,7 +61,7 @@ def encode(
         )
         if pairs:
             groups.append(PreferenceGroup(tuple(rendered[i] for i in kept), pairs))
-    return groups, left_out
+    return groups, cut, left_out
 
 
 def flatten(groups: Sequence[PreferenceGroup], device: torch.device) -> tuple[list[Rendered], Pairs]:
@@ -76,9 +76,21 @@ def flatten(groups: Sequence[PreferenceGroup], device: torch.device) -> tuple[li
 
 
 def group_micro_batches(groups: Sequence[PreferenceGroup], max_tokens: int) -> Iterator[list[PreferenceGroup]]:
-    """Cut groups into micro-batches of at most ``max_tokens`` tokens (padding included), groups kept whole."""
-    # Every group is taken for one of the most answers, so that groups of similar length come together and fit.
-    answers = max((len(g.sequences) for g in groups), default=0)
-    sizes = [answers * max(map(len, g.sequences)) for g in groups]
-    for rows in micro_batches(sizes, max_tokens):
-        yield [groups[i] for i in rows]
+    """Cut groups into micro-batches of at most ``max_tokens`` tokens (padding included), groups kept whole.
+
+    A group larger than that is a micro-batch of its own. Groups of similar length come together.
+    """
+    batch: list[PreferenceGroup] = []
+    answers = 0
+    for group in sorted(groups, key=_longest):
+        if batch and (answers + len(group.sequences)) * _longest(group) > max_tokens:
+            yield batch
+            batch, answers = [], 0
+        batch.append(group)
+        answers += len(group.sequences)
+    if batch:
+        yield batch
+
+
+def _longest(group: PreferenceGroup) -> int:
+    return max(map(len, group.sequences))

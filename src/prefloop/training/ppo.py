@@ -78,7 +78,7 @@ def train_ppo(
     value_head = ValueHead(model.config.get_text_config().hidden_size).to(model.device)
     updates = config.iterations * config.epochs * (config.episodes // config.minibatch_episodes)
     optimiser = Optimiser([*model.parameters(), *value_head.parameters()], config, updates, eps=1e-5)
-    encoded = [(prompt, policy.chat.fitted_prompt_ids(prompt, max_prompt_tokens)[0]) for prompt in prompts]
+    encoded = _encode(policy, prompts, max_prompt_tokens)
     batches = shuffled_batches(encoded, config.episodes, config.iterations, seed)
     kl_coef, started = config.kl_coef, time.perf_counter()
 
@@ -123,16 +123,25 @@ def train_ppo(
             **dict(zip(("sample_seconds", "score_seconds", "update_seconds"), _laps(clock), strict=True)),
         }
         if observe is not None:
-            line |= observe(asked, [policy.chat.text(rollout.response_ids(row)) for row in range(len(rollout))])
+            line |= observe(asked, [policy.chat.text(ids) for ids in rollout.responses])
         log(line)
         if config.kl_target:
             kl_coef = adapt_kl_coef(kl_coef, line["kl"], config.kl_target, config.episodes, config.kl_horizon)
     return value_head
 
 
+def _encode(policy: Policy, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[Prompt, list[int]]]:
+    """Each prompt with its token ids."""
+    fitted = [policy.chat.fitted_prompt_ids(prompt, max_tokens) for prompt in prompts]
+    cut = sum(kept is not prompt for (_, kept), prompt in zip(fitted, prompts, strict=True))
+    if cut:
+        warnings.warn(f"{cut} of {len(prompts)} prompts were cut to {max_tokens} tokens", stacklevel=3)
+    return [(prompt, ids) for prompt, (ids, _) in zip(prompts, fitted, strict=True)]
+
+
 def _reference_log_probs(model: torch.nn.Module, rollout: Rollout, config: PPOConfig) -> Float[Tensor, "B R"]:
     """log π_ref of the sampled tokens, at the same temperature; 0 at padding."""
-    values = score_responses(model, rollout.sequences(), config.micro_batch_tokens, config.temperature)
+    values = score_responses(model, rollout.sequences, config.micro_batch_tokens, config.temperature)
     result = torch.zeros_like(rollout.log_probs)
     result[rollout.mask] = torch.cat(values)
     return result
@@ -148,7 +157,7 @@ def _update(
 ) -> Metrics:
     """``epochs`` passes over the episodes; the mean of each step's figures."""
     rollout, model = experience.rollout, policy.model
-    sequences = rollout.sequences()
+    sequences = rollout.sequences
     first_step_errors: list[float] = []
 
     def loss(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
