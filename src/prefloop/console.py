@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -141,15 +142,19 @@ def summary_table(summary: dict[str, Any]) -> Group:
 
 def comparison_table(comparisons: Sequence[dict[str, Any]]) -> Group:
     """Win rates and what goes with them, one row a comparison; alarms below."""
-    table = Table(title="On held-out prompts", title_justify="left")
-    for heading in ("", "win rate (95 %)", "judge's score", "learned reward", "tokens", "KL"):
-        table.add_column(heading, justify="right" if heading else "left")
+    # Narrow enough for a terminal of 80 columns; a long path is folded, not cut.
+    against = ", ".join(dict.fromkeys(f["against"] for f in comparisons))
+    title = Text(f"On held-out prompts, against {against}")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for heading in ("win rate (95 %)", "judge's score", "learned reward", "tokens", "KL"):
+        table.add_column(heading, justify="right", no_wrap=True)
     below = []
     for figures in comparisons:
         rate = figures["win_rate"]
         table.add_row(
-            Text(f"{figures['name']} against {figures['against']}"),
-            f"{rate['value']:.1%} ({rate['low']:.0%} to {rate['high']:.0%})",
+            Text(figures["name"]),
+            f"{rate['value']:.1%} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})",
             _change(figures, "true_reward", ".3f"),
             _change(figures, "learned_reward", "+.2f"),
             _change(figures, "response_tokens", ".1f"),
