@@ -13,7 +13,7 @@ import torch
 from scipy.stats import spearmanr
 from tests.toys import byte_tokenizer, llama, random_sequences
 
-from prefloop.evaluation.intervals import wilson
+from prefloop.evaluation.intervals import clustered_wilson, effective_number, wilson
 from prefloop.evaluation.reward_quality import evaluate_reward, figures
 from prefloop.models.heads import RewardModel
 from prefloop.training.comparisons import PreferenceGroup
@@ -31,8 +31,10 @@ def pairs(seed: int, count: int, votes: int) -> list[Pair]:
     return found
 
 
-def of(found: list[Pair]) -> dict[str, Any]:
-    return figures(*(np.array(column) for column in zip(*found, strict=True)))
+def of(found: list[Pair], prompts: list[int] | None = None) -> dict[str, Any]:
+    """Of pairs of as many prompts, where nothing else is said."""
+    whose = np.array(prompts or range(len(found)))
+    return figures(*(np.array(column) for column in zip(*found, strict=True)), whose)
 
 
 def sigma(x: float) -> float:
@@ -121,6 +123,28 @@ def test_agreement_is_the_share_on_the_majoritys_side() -> None:
     assert of([(1.0, 1.0, 0.0)])["by_agreement"] == []
 
 
+def test_every_share_says_what_its_pairs_are_worth() -> None:
+    """Each row of each table, from the pairs that are in it and their prompts."""
+    data, prompts = pairs(7, 240, 3), [i // 6 for i in range(240)]
+    found = of(data, prompts)
+    right = np.array([(d > 0) == (a > b) for d, a, b in data], float)
+    margin, agreement = np.array([abs(d) for d, _, _ in data]), np.array([max(a, b) / 3 for _, a, b in data])
+    assert found["accuracy"] == clustered_wilson(right, prompts)
+    assert found["accuracy"]["n"] == 240
+    tables = [(row, (margin >= row["low"]) & (margin <= row["high"])) for row in found["by_margin"]]
+    tables += [(row, np.abs(agreement - row["agreement"]) < 0.01) for row in found["by_agreement"]]
+    assert len(tables) == 5
+    for row, part in tables:
+        assert row["accuracy"] == pytest.approx(right[part].mean())
+        assert row["effective_n"] == pytest.approx(effective_number(right[part], np.array(prompts)[part]))
+    observed = np.array([(a if d > 0 else b) / 3 for d, a, b in data])
+    for row in found["reliability"]:
+        part = np.array([int((sigma(abs(d)) - 0.5) * 20) == int((row["predicted"] - 0.5) * 20) for d, _, _ in data])
+        expected = effective_number(observed[part], np.array(prompts)[part], np.full(part.sum(), 3.0))
+        assert row["effective_n"] == pytest.approx(expected)
+        assert row["effective_n"] < row["n"] == 3 * part.sum()
+
+
 def test_a_calibrated_model_has_no_calibration_error() -> None:
     rng = random.Random(0)
     draws = [rng.gauss(0, 1.5) for _ in range(40_000)]
@@ -161,7 +185,9 @@ def test_a_model_is_measured_by_its_scores_pair_by_pair() -> None:
     found = [(own[i] - own[j], a, b) for own, g in zip(scores, data, strict=True) for i, j, a, b in g.pairs]
     expected = brute_force(found)
     result = evaluate_reward(reward, data, max_tokens=40)
-    assert result["accuracy"] == pytest.approx(expected["accuracy"])
+    right = [float((d > 0) == (a > b)) for d, a, b in found if a != b]
+    assert result["accuracy"] == clustered_wilson(right, [0, 0, *range(1, 12)])  # the third pair is a tie
+    assert result["accuracy"]["value"] == expected["accuracy"]["value"]
     assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert result["pairs"] == len(found) == 14
     lengths = [s.response_tokens for group in data for s in group.sequences]

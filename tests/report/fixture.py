@@ -41,11 +41,28 @@ def interval(value: float, n: int) -> Row:
     }
 
 
+READS = {
+    "sft": ("pretrain",),
+    "sample": ("sft",),
+    "label": ("sample",),
+    "reward": ("sft", "label"),
+    "judge": ("sft", "label"),
+    "ppo": ("sft", "reward"),
+    "dpo": ("sft", "label"),
+    "evaluation": ("sft", "reward", "judge", "ppo", "dpo"),
+}
+
+
+def key(stage: str) -> str:
+    return f"{hash_of(stage):016x}"
+
+
 def manifest(run: Path, stage: str, seconds: float, **more: object) -> None:
+    """Of a stage made from whichever it reads of those that are there."""
     values = {
         "stage": stage,
-        "key": f"{abs(hash_of(stage)):016x}",
-        "inputs": {},
+        "key": key(stage),
+        "inputs": {name: key(name) for name in READS.get(stage, ()) if (run / name).exists()},
         "outputs": {},
         "versions": VERSIONS,
         "seed": 7,
@@ -241,13 +258,16 @@ learning_rate = 0.0003
 
 [ppo]
 iterations = 200
+episodes = 64
 kl_coef = 0.05
 """
 
 
 def _summary(run: Path, seconds: float) -> None:
     values = {"name": run.name, "seed": 7, "seconds": seconds, "peak_memory_mb": 2311.0}
-    write_json(run / "summary.json", values)
+    stages = {path.parent.name: {"seconds": 1.0} for path in run.glob("*/manifest.json")}
+    judged = {name: {} for name in ("ppo", "dpo") if (run / "evaluation" / f"{name}.json").exists()}
+    write_json(run / "summary.json", values | {"stages": stages, "evaluation": judged})
     (run / "recipe.toml").write_text(RECIPE.format(name=run.name), encoding="utf-8")
 
 

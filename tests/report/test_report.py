@@ -18,6 +18,7 @@ import pytest
 
 from prefloop.report import write_report
 from prefloop.report.read import Interval, read_run
+from prefloop.report.scale import wilson
 
 from .fixture import HOSTILE, write_demo, write_dialogues, write_json, write_lines, write_minimal
 
@@ -118,7 +119,7 @@ def test_without_true_reward_or_parts(tmp_path: Path) -> None:
 def test_the_least_there_can_be(tmp_path: Path) -> None:
     text = Text(page(write_minimal(tmp_path / "minimal"))).text
     assert "SFT took the held-out loss from 2.79 to 1.23 nats per token." in text
-    assert "Not part of this run, and so not on this page: reward model, PPO, DPO, evaluation." in text
+    assert "Not part of this run, and so not on this page: the reward model, PPO, DPO and the evaluation." in text
     assert "Win rates" not in text
 
 
@@ -138,9 +139,169 @@ def test_any_key_may_be_missing(copy: Path) -> None:
     for stage in ("sft", "reward", "ppo", "dpo"):
         axis = "iteration" if stage == "ppo" else "step"
         write_lines(copy / stage / "metrics.jsonl", [{axis: 1}, {axis: 2}])
-        write_json(copy / stage / "manifest.json", {})
+    for path in copy.glob("*/manifest.json"):
+        write_json(path, {})
     (copy / "summary.json").unlink()
     assert "no win rate was written" in Text(page(copy)).text
+
+
+# What belongs together
+
+
+def changed(run: Path, stage: str, **values: object) -> None:
+    path = run / stage / "manifest.json"
+    write_json(path, json.loads(path.read_text()) | values)
+
+
+def shown(run: Path) -> set[str]:
+    return {
+        attributes["id"] or ""
+        for tag, attributes in Text(page(run)).elements
+        if tag == "section" and attributes.get("id")
+    }
+
+
+def test_a_stage_of_another_recipe_is_not_shown(copy: Path) -> None:
+    """algorithms = ["ppo"] after a run with both: dpo/ is still there, and so may be its comparison."""
+    fell = "Both log-probabilities fell against the reference"
+    assert fell in Text(page(copy)).text
+    path = copy / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["stages"]["dpo"], summary["evaluation"]["dpo"]
+    write_json(path, summary)
+    inputs = json.loads((copy / "evaluation" / "manifest.json").read_text())["inputs"]
+    changed(copy, "evaluation", inputs={name: key for name, key in inputs.items() if name != "dpo"})
+    text = Text(page(copy)).text
+    assert "Not shown: DPO. The last complete run did not have this stage." in text
+    assert "dpo" not in shown(copy)
+    assert fell not in text
+    assert "DPO’s answers" not in text
+    assert "PPO’s answers are preferred" in text
+    assert "7 min 22 s in all" in text
+
+    changed(copy, "dpo", inputs={"sft": "another"})  # running this recipe to the end does not make it anew either
+    text = Text(page(copy)).text
+    assert "Not shown: DPO. The last complete run did not have this stage." in text
+    assert "earlier version" not in text
+    assert "7 min 22 s in all" in text
+
+
+def test_stages_made_from_an_earlier_version_are_not_shown(copy: Path) -> None:
+    everything = shown(copy)
+    changed(copy, "reward", key="anew")
+    text = Text(page(copy)).text
+    assert (
+        "Not shown: PPO and the evaluation. They were made from an earlier version of the reward model; run the "
+        "recipe to the end to make them anew." in text
+    )
+    assert everything - shown(copy) == {"win-rates", "over-optimisation", "ppo", "samples"}
+    assert "No policy has been judged" in text
+    assert "Not part of this run" not in text
+    assert "Faithfulness fell" not in text  # the evaluation's alarm
+    assert "7 min 22 s in all" not in text  # the summary's totals are those of the run before
+    assert "2.3 GB at most" not in text
+
+    changed(copy, "sft", key="anew too")
+    text = Text(page(copy)).text
+    assert "the judgements, the reward model, the judge, PPO, DPO and the evaluation. They were made from an" in text
+    assert "an earlier version of SFT; run" in text
+    assert shown(copy) == {"sft", "pretrain", "provenance"}
+
+
+def test_the_last_link_of_a_chain_may_be_the_stale_one(copy: Path) -> None:
+    """The judgements were made anew; what was made from those before them is stale, however far down."""
+    changed(copy, "label", key="anew")
+    run = read_run(copy)
+    assert [(one.stage, one.changed) for one in run.left_out] == [
+        (stage, ("label",)) for stage in ("reward", "judge", "ppo", "dpo", "evaluation")
+    ]
+    assert "ppo" not in run.stages
+
+
+def test_a_stage_that_is_gone_takes_those_made_from_it_along(copy: Path) -> None:
+    shutil.rmtree(copy / "dpo")
+    text = Text(page(copy)).text
+    assert "Not shown: the evaluation. It was made from DPO, no longer in this folder; run the recipe" in text
+    assert {"ppo", "reward"} <= shown(copy)
+
+
+def test_without_a_summary_the_manifests_decide(copy: Path) -> None:
+    (copy / "summary.json").unlink()
+    assert {"ppo", "dpo", "win-rates"} <= shown(copy)
+    assert not read_run(copy).left_out
+    changed(copy, "dpo", inputs={"sft": "another"})
+    assert [one.stage for one in read_run(copy).left_out] == ["dpo", "evaluation"]
+
+
+# PPO's figures
+
+
+def with_ppo(run: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+    path = run / "ppo" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, [row | edit(row) for row in rows])
+    return Text(page(run)).text
+
+
+def test_a_true_reward_of_few_iterations_is_known_all_the_same(copy: Path) -> None:
+    path = copy / "ppo" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    text = Text(page(copy)).text
+    assert "unknown in this run" not in text
+    assert "at the end; too few iterations to look for a peak" in text
+
+
+def test_whose_judgement_it_is_reads_well(copy: Path) -> None:
+    for judge, said in (
+        ("the trained reward model itself", "the trained"),
+        ("held-out reward model", "the held-out"),
+    ):
+        write_json(copy / "evaluation" / "ppo.json", figures(copy, "ppo") | {"judge": judge})
+        text = Text(page(copy)).text
+        assert f"Judged by {said} reward model" in text
+        assert "the the" not in text
+    write_json(copy / "evaluation" / "ppo.json", figures(copy, "ppo") | {"judge": "models/true-north"})
+    assert "Judged by the models/true-north" in Text(page(copy)).text  # whose scores are no true reward
+
+
+def test_a_bug_seen_by_training_is_an_alarm(copy: Path) -> None:
+    quiet = Text(page(copy)).text
+    for words in ("Sampling and training disagreed", "below 0 by more", "nats a token in"):
+        assert words not in quiet
+    text = with_ppo(copy, lambda row: {"ratio_error": {3: 0.0011, 7: 0.25}.get(row["iteration"], 0.00099)})
+    assert (
+        "PPO’s health Sampling and training disagreed in 2 of 200 iterations: a token’s probability differed by up "
+        "to 0.250 (relative, iteration 7) before any update, and rounding explains no more than 0.001." in text
+    )
+    text = with_ppo(copy, lambda row: {"kl": -0.4} if row["iteration"] == 9 else {})
+    assert "PPO’s health The KL from the reference was −0.400 nats at iteration 9, below 0 by more" in text
+    text = with_ppo(copy, lambda row: {"kl": -0.02} if row["iteration"] <= 40 else {})
+    assert "was −0.020 nats on average over iterations 1 to 40, below 0" in text
+    text = with_ppo(copy, lambda row: {"kl": {11: 2.1, 12: 2.5}.get(row["iteration"], 1.9) * row["response_tokens"]})
+    assert "PPO’s health The KL from the reference was above 2 nats a token in 2 of 200 iterations, at most" in text
+    assert "at most 2.50 (iteration 12): the policy has left the language" in text
+
+
+def test_intervals_of_a_reward_model_are_as_wide_as_its_pairs_are_worth(copy: Path) -> None:
+    path = copy / "reward" / "evaluation.json"
+    values = json.loads(path.read_text())
+    for row in (values["by_margin"][0], values["by_agreement"][0], values["reliability"][0]):
+        row["effective_n"] = 25.0
+    write_json(path, values)
+    quality = read_run(copy).stages["reward"].quality
+    assert quality
+    assert [row["effective_n"] for row in quality.by_margin] == [25, 200, 200]
+    assert [row["effective_n"] for row in quality.reliability] == [25, 80, 95, 110, 125, 130]
+    said = " ".join(attributes.get("aria-label") or "" for _, attributes in Text(page(copy)).elements)
+    for label, share, effective in (
+        ("from 0 to 0.7", 0.62, 25),
+        ("from 0.7 to 1.9", 0.84, 200),
+        ("agree 60 %", 0.58, 25),
+    ):
+        low, high = wilson(share, effective)
+        assert f"{label} {100 * share:.1f} %, interval {100 * low:.1f}–{100 * high:.1f}" in said.replace(
+            "\u202f", " "
+        )
 
 
 def test_hostile_text_is_only_ever_text(demo: Path) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
-from prefloop.report.read import Sample
+import pytest
+
+from prefloop.report.bars import histogram, reliability
+from prefloop.report.charts import SMALL, Options, Series, line_chart
+from prefloop.report.read import Metrics, Run, Sample, Stage
 from prefloop.report.samples import at_random, compared, disagreement, select, visible
 from prefloop.report.scale import duration, number, padded, rolling, thin, ticks, wilson
-from prefloop.report.sections import find_peak
+from prefloop.report.sections import find_peak, over_optimisation
+from prefloop.report.stages import RATIO_TOLERANCE, ppo_health
+from prefloop.training import ppo
 
 # The selection of samples
 
@@ -123,3 +131,93 @@ def test_a_peak_is_found_and_noise_is_not_taken_for_one() -> None:
             false += found.past
     assert false / 600 < 0.03
     assert find_peak([(1.0, 1.0)] * 3) is None
+
+
+def test_ties_are_neither_better_nor_worse() -> None:
+    """Four wins, two losses and six answers that stayed as they were: the bar above 0 has its ties in grey."""
+    chart = histogram("a", [0.05, 0.15, 0.15, 0.25, -0.15, -0.25, *[0.0] * 6], "change")
+    assert chart
+    bars = [
+        (tone, float(height)) for tone, height in re.findall(r'"block tone-(\w+)[^>]* height="([\d.]+)"', chart.svg)
+    ]
+    unit = sum(height for _, height in bars) / 12
+    heights = {tone: sum(height for one, height in bars if one == tone) / unit for tone, _ in bars}
+    assert heights == pytest.approx({"blue": 4, "orange": 2, "grey": 6}, abs=0.05)
+    assert "no change" in {key.name for key in chart.keys}
+    assert "6 of them unchanged" in chart.svg
+    plain = histogram("a", [0.05, 0.15, 0.15, 0.25, -0.15, -0.25, 0.3, 0.4], "change")
+    assert plain
+    assert "tone-grey" not in plain.svg
+
+
+def test_a_share_between_whole_percents_is_not_rounded() -> None:
+    chart = line_chart("share", [Series("a", [(1.0, 1.0), (2.0, 1.0)])], Options(share=True, size=SMALL))
+    assert chart
+    assert re.findall(r">([\d.]+)\u202f%<", chart.svg) == ["90.0", "92.5", "95.0", "97.5", "100.0"]
+
+
+def test_powers_of_ten_are_short() -> None:
+    chart = line_chart("error", [Series("a", [(1.0, 1e-6), (2.0, 0.5)])], Options(log=True, size=SMALL))
+    assert chart
+    assert re.findall(r'class="tick"[^>]*text-anchor="end">([^<]+)<', chart.svg)[:4] == ["1e−6", "1e−4", "0.01", "1"]
+
+
+def test_the_path_of_a_reward_starts_at_nothing_gained() -> None:
+    """However steep the first iterations are, both rewards start at 0 and reach 1."""
+    rows = [
+        {"iteration": float(i), "reward": 1 - 0.5**i, "true_reward": 3 - 3 * 0.6**i, "kl": i / 9} for i in range(30)
+    ]
+    section = over_optimisation(Run(Path(), "run", stages={"ppo": Stage("ppo", Metrics("iteration", rows))}))
+    assert section
+    ticks_shown = re.findall(r'class="tick"[^>]*text-anchor="end">([^<]+)<', section.figures[0].chart.svg)
+    assert min(float(tick.replace("−", "-")) for tick in ticks_shown) == 0
+    assert not re.search(r"highest at", section.figures[1].chart.svg)  # it is still rising at the end
+
+
+# Checks of PPO
+
+
+def kl_warnings(values: list[float], episodes: int) -> list[str]:
+    rows = [{"iteration": float(i), "kl": kl, "response_tokens": 20.0} for i, kl in enumerate(values, start=1)]
+    section = ppo_health(
+        Run(Path(), "run", episodes=episodes, stages={"ppo": Stage("ppo", Metrics("iteration", rows))})
+    )
+    assert section
+    return section.warnings
+
+
+def test_the_tolerance_is_that_of_training() -> None:
+    assert RATIO_TOLERANCE == ppo.RATIO_TOLERANCE
+
+
+def test_noise_around_a_small_kl_is_no_alarm() -> None:
+    """log(π/π_ref) ~ N(μ, 2μ), the only normal distribution with E[π_ref/π] = 1."""
+    random = Random(0)
+    for _ in range(300):
+        mean, episodes = 10 ** random.uniform(-4, 0), random.choice([1, 8, 64, 256])
+        noise = math.sqrt(2 * mean / episodes)
+        values = [random.gauss(mean, noise) for _ in range(60)]
+        assert kl_warnings(values, episodes) == [], (mean, episodes)
+
+
+def test_a_kl_that_cannot_be_is_found_in_noise() -> None:
+    random = Random(1)
+    for _ in range(100):
+        values = [random.gauss(-0.05, 0.1) for _ in range(30)]
+        assert len(kl_warnings(values, 64)) == 1
+    assert kl_warnings([-0.14], 64) == []
+    assert len(kl_warnings([-0.15], 64)) == 1  # 64 · 0.15 > −log 10⁻⁴ = 9.2
+    assert len(kl_warnings([5.0, -0.15, 5.0], 64)) == 1  # what was above 0 before does not make up for it
+    assert kl_warnings([-0.14, 5.0, -0.14], 64) == []
+
+
+def test_dots_of_a_calibration_are_worth_their_effective_number() -> None:
+    def whisker(effective: float) -> float:
+        row = {"predicted": 0.7, "observed": 0.7, "n": 400.0, "effective_n": effective}
+        chart = reliability("a", [row])
+        assert chart
+        y1, y2 = re.findall(r'whisker tone-blue"[^>]* y1="([\d.]+)" y2="([\d.]+)"', chart.svg)[0]
+        return float(y1) - float(y2)
+
+    (low, high), (wide_low, wide_high) = wilson(0.7, 400), wilson(0.7, 100)
+    assert whisker(100) / whisker(400) == pytest.approx((wide_high - wide_low) / (high - low), rel=0.02)

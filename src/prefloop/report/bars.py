@@ -67,7 +67,8 @@ def _share_axis(x: Scale, bottom: float) -> list[Markup]:
     for value in x.ticks(6):
         at = x(value)
         parts.append(el("line", class_="grid", x1=at, x2=at, y1=8, y2=bottom))
-        parts.append(el("text", percent(value, 0), class_="tick", x=at, y=bottom + 17, text_anchor="middle"))
+        anchor = "end" if at > x.end - 12 else "start" if at < x.start + 12 else "middle"
+        parts.append(el("text", percent(value, 0), class_="tick", x=at, y=bottom + 17, text_anchor=anchor))
     return parts
 
 
@@ -198,16 +199,17 @@ def _divided(parts: Sequence[Part], top: float, whole: float) -> list[Markup]:
 
 
 def reliability(label: str, bins: Sequence[dict[str, float]]) -> Chart | None:
-    """Predicted against observed share, a Wilson interval and a dot by the number of pairs for each bin."""
+    """Predicted against observed share, a Wilson interval and a dot by the number of votes for each bin."""
     bins = [row for row in bins if all(drawable(value) for value in row.values())]
     if not bins:
         return None
     low = 0.5 if min(row["predicted"] for row in bins) >= 0.5 else 0.0
-    bounds = [wilson(row["observed"], row["n"]) for row in bins]
+    bounds = [wilson(row["observed"], row["effective_n"]) for row in bins]
     floor = min([low, *(10 * b[0] // 1 / 10 for b in bounds)])
     height, most = 300.0, max(row["n"] for row in bins)
     left, right, bottom = 40.0, WIDTH - 14, height - 38
-    frame = Frame(Scale(low, 1, left, right), Scale(floor, 1, bottom, 12), left, right, 12, bottom)
+    # A little air on the left: the first labels of both axes would meet in the corner.
+    frame = Frame(Scale(low - 0.03 * (1 - low), 1, left, right), Scale(floor, 1, bottom, 12), left, right, 12, bottom)
     values = ticks(floor, 1, 5)
     body = frame.axes("predicted probability", [tick_label(v, values) for v in values], values)
     body.append(el("path", class_="line tone-grey dashed thin", d=path([_at(frame, low), _at(frame, 1.0)])))
@@ -216,7 +218,7 @@ def reliability(label: str, bins: Sequence[dict[str, float]]) -> Chart | None:
         x, y = frame.x(row["predicted"]), frame.y(row["observed"])
         body.append(el("line", class_="whisker tone-blue", x1=x, x2=x, y1=frame.y(lower), y2=frame.y(upper)))
         body.append(el("circle", class_="dot tone-blue", cx=x, cy=y, r=2.5 + 4 * math.sqrt(row["n"] / most)))
-        read = f"observed {percent(row['observed'])}, {number(row['n'])} pairs"
+        read = f"observed {percent(row['observed'])}, {number(row['n'])} votes"
         spots.append(Spot(x, y, f"predicted {percent(row['predicted'])}", read))
     said = "; ".join(f"predicted {percent(r['predicted'])}, observed {percent(r['observed'])}" for r in bins)
     svg = drawing(WIDTH, height, f"Calibration, {label}: {said}.", body, [Track("", "blue", spots)])
@@ -228,7 +230,10 @@ def _at(frame: Frame, value: float) -> tuple[float, float]:
 
 
 def histogram(label: str, values: Sequence[float], x_label: str, tone: str = "blue") -> Chart | None:
-    """Counts in bins of a round width; bars below zero are drawn in another tone, and hatched by outline."""
+    """Counts in bins of a round width; bars below zero are drawn in another tone, and hatched by outline.
+
+    Values of exactly 0 (ties) are neither better nor worse: they stand in grey on top of the first bar above it.
+    """
     values = [value for value in values if drawable(value)]
     if len(values) < 8 or min(values) == max(values):
         return None
@@ -239,37 +244,35 @@ def histogram(label: str, values: Sequence[float], x_label: str, tone: str = "bl
     for value in values:
         counts[min(max(math.floor(value / step) - first, 0), len(counts) - 1)] += 1
     edges = [(first + i) * step for i in range(len(counts) + 1)]
-    width, height = WIDTH, 232.0
-    frame = Frame(
-        Scale(edges[0], edges[-1], 40, width - 12),
-        Scale(0, max(counts) * 1.06, height - 38, 12),
-        40,
-        width - 12,
-        12,
-        height - 38,
-    )
+    right_end, bottom = WIDTH - 12, 232.0 - 38
+    across, up = Scale(edges[0], edges[-1], 40, right_end), Scale(0, max(counts) * 1.06, bottom, 12)
+    frame = Frame(across, up, 40, right_end, 12, bottom)
     marks = [v for v in frame.y.ticks(4) if v == int(v)]
     body = frame.axes(x_label, [tick_label(v, marks) for v in marks], marks)
     spots = []
+    ties = sum(value == 0 for value in values)
     for i, count in enumerate(counts):
-        left, right, top = frame.x(edges[i]), frame.x(edges[i + 1]), frame.y(count)
-        shade = "tone-orange outlined" if edges[i + 1] <= step * 1e-6 else f"tone-{tone}"
-        if count:
-            body.append(
-                el(
-                    "rect",
-                    class_=f"block {shade}",
-                    x=left + 0.8,
-                    y=top,
-                    width=max(right - left - 1.6, 1),
-                    height=frame.bottom - top,
-                )
-            )
-        title = f"{number(edges[i])} to {number(edges[i + 1])}"
-        spots.append(Spot((left + right) / 2, top, title, f"{count} prompts"))
+        sides = edges[i], edges[i + 1]
+        shade = "tone-orange outlined" if sides[1] <= step * 1e-6 else f"tone-{tone}"
+        unchanged = ties if i == -first else 0
+        body += _bar(frame, sides, 0, count - unchanged, shade)
+        body += _bar(frame, sides, count - unchanged, count, "tone-grey")
+        read = f"{count} prompts" + (f", {unchanged} of them unchanged" if unchanged else "")
+        middle = (frame.x(sides[0]) + frame.x(sides[1])) / 2
+        spots.append(Spot(middle, frame.y(count), f"{number(sides[0])} to {number(sides[1])}", read))
     if edges[0] < 0 < edges[-1]:
         at = frame.x(0)
         body.append(el("line", class_="rule strong", x1=at, x2=at, y1=8, y2=frame.bottom))
     said = f"{sum(v > 0 for v in values)} above zero, {sum(v < 0 for v in values)} below, of {len(values)}{THIN}"
     keys = [Key("after is better", tone, "block"), Key("after is worse", "orange", "outlined")]
-    return Chart(drawing(width, height, f"Histogram, {label}: {said}", body, [Track("", tone, spots)]), keys)
+    keys += [Key("no change", "grey", "block")] if ties else []
+    return Chart(drawing(WIDTH, bottom + 38, f"Histogram, {label}: {said}", body, [Track("", tone, spots)]), keys)
+
+
+def _bar(frame: Frame, sides: tuple[float, float], low: float, high: float, shade: str) -> list[Markup]:
+    """One bar, or the part of one, from `low` to `high`; nothing where it has no height."""
+    if high <= low:
+        return []
+    left, right, top = frame.x(sides[0]) + 0.8, frame.x(sides[1]) - 0.8, frame.y(high)
+    height, width = frame.y(low) - top, max(right - left, 1)
+    return [el("rect", class_=f"block {shade}", x=left, y=top, width=width, height=height)]

@@ -104,14 +104,21 @@ def _frame(drawn: Sequence[Series], options: Options) -> tuple[Frame, list[float
     top, bottom = 30.0 if options.heading else 12.0, height - (38.0 if options.x_label else 24.0)
     y = Scale(low, high, bottom, top, options.log)
     values = y.ticks(4 if height < 220 else 5)
-    texts = [percent(v, 0) for v in values] if options.share else [tick_label(v, values) for v in values]
-    if options.share and len(set(texts)) < len(texts):
-        texts = [percent(v) for v in values]
+    texts = _tick_labels(values, options)
     left, right = left_margin(texts), width - 12.0
     x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else padded(min(xs), max(xs))
     if options.free:
         x_low, x_high = min(0.0, x_low), x_high + 0.04 * (x_high - x_low)
     return Frame(Scale(x_low, x_high, left, right), y, left, right, top, bottom), values, texts
+
+
+def _tick_labels(values: Sequence[float], options: Options) -> list[str]:
+    if options.share:
+        digits = 0 if all(abs(100 * value - round(100 * value)) < 1e-6 for value in values) else 1
+        return [percent(value, digits) for value in values]
+    if options.log:  # each by itself: beside 1, the others would be written with as many decimals as the smallest
+        return [tick_label(value, [value]) if value < 0.01 else f"{value:g}" for value in values]
+    return [tick_label(value, values) for value in values]
 
 
 def _range(ys: Sequence[float], options: Options) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from prefloop.report.read import Evaluation, Interval, Manifest, Run, Sample, re
 from prefloop.report.samples import Answer, Group, compared, folded, select, visible
 from prefloop.report.scale import duration, interval_text, memory, number, percent
 from prefloop.report.sections import Section, over_optimisation, win_rates
-from prefloop.report.words import score_name, title, tone, verdicts
+from prefloop.report.words import left_out, listed, score_name, stage_name, title, tone, verdicts
 
 MOST_SAMPLES = 60
 
@@ -64,6 +64,7 @@ def render(run: Run) -> str:
         policy=_security_policy(css, script),
         verdicts=verdicts(run),
         about=_about(run),
+        left_out=left_out(run),
         tiles=[_tile(evaluation, tone(evaluation.name, i)) for i, evaluation in enumerate(run.evaluations)],
         alarms=_alarms(run, sections),
         quiet=all(evaluation.alarms == [] for evaluation in run.evaluations),
@@ -174,13 +175,10 @@ def _alarms(run: Run, sections: list[Section]) -> list[tuple[str, str]]:
 
 def _absent(run: Run) -> str:
     """A short sentence about what a reader may look for in vain."""
-    missing = [name for name in ("sft", "reward", "ppo", "dpo") if name not in run.stages]
-    if not run.evaluations:
-        missing.append("evaluation")
-    names = [{"reward": "reward model"}.get(name, title(name) if len(name) < 4 else name) for name in missing]
-    if not names:
-        return ""
-    return f"Not part of this run, and so not on this page: {', '.join(names)}."
+    there = {*run.stages} if run.evaluations else {*run.stages} - {"evaluation"}
+    there |= {one.stage for one in run.left_out if one.stale}
+    missing = [stage_name(name) for name in ("sft", "reward", "ppo", "dpo", "evaluation") if name not in there]
+    return f"Not part of this run, and so not on this page: {listed(missing)}." if missing else ""
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,11 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Manifest:
+    """`inputs`: the earlier stages that this one was made from, each with the key that it had then."""
+
     stage: str
     key: str | None
+    inputs: dict[str, str]
     seed: int | None
     seconds: float | None
     peak_memory_mb: float | None
@@ -182,15 +185,36 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A stage that is on disk and not shown.
+
+    It was made from other versions of `changed` than the folder holds, and from `gone`, which are not there at
+    all. Where both are empty, the summary of the last complete run does not name it.
+    """
+
+    stage: str
+    changed: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+
+    @property
+    def stale(self) -> bool:
+        return bool(self.changed or self.gone)
+
+
+@dataclass(frozen=True)
 class Run:
+    """What belongs together in a run folder: the stages of one recipe, each made from the others."""
+
     path: Path
     name: str
     seed: int | None = None
     seconds: float | None = None
     peak_memory_mb: float | None = None
     recipe: str | None = None
+    episodes: int = 1  # responses of a PPO iteration; 1 where the recipe does not say
     stages: dict[str, Stage] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def metrics(self, stage: str) -> Metrics | None:
         return self.stages[stage].metrics if stage in self.stages else None
@@ -198,19 +222,54 @@ class Run:
 
 def read_run(path: Path) -> Run:
     """Reads everything that a report shows. ValueError: this is no run folder, or a file is broken."""
-    folders = _stage_folders(path)
+    folders = {folder.name: folder for folder in _stage_folders(path)}
     remedy = "Run `prefloop run` again to write it anew."
     summary = _optional(path / "summary.json", remedy) or Entry({}, "", "")
+    manifests = {name: _manifest(folder / "manifest.json") for name, folder in folders.items()}
+    left_out = _left_out(manifests, summary.entry("stages"))
+    kept = folders.keys() - {one.stage for one in left_out}
+    # The summary is of the last complete run: beside stages of an unfinished one, its totals are another run's.
+    totals = Entry({}, "", "") if any(one.stale for one in left_out) else summary
+    recipe = _recipe(path / "recipe.toml")
     return Run(
         path=path,
         name=summary.text("name") or path.resolve().name,
-        seed=summary.count("seed"),
-        seconds=summary.number("seconds"),
-        peak_memory_mb=summary.number("peak_memory_mb"),
-        recipe=_recipe(path / "recipe.toml"),
-        stages={folder.name: _stage(folder) for folder in folders},
-        evaluations=_evaluations(path / "evaluation"),
+        seed=totals.count("seed"),
+        seconds=totals.number("seconds"),
+        peak_memory_mb=totals.number("peak_memory_mb"),
+        recipe=recipe,
+        episodes=_episodes(recipe),
+        stages={name: _stage(folder, manifests[name]) for name, folder in folders.items() if name in kept},
+        evaluations=_evaluations(folders["evaluation"], summary.entry("evaluation")) if "evaluation" in kept else [],
+        left_out=left_out,
     )
+
+
+def _left_out(manifests: dict[str, Manifest | None], named: Entry | None) -> list[LeftOut]:
+    """The stages of another recipe, which a new run does not touch, and those made from what has changed since."""
+    stale = _stale(manifests)
+    others = {name: LeftOut(name) for name in manifests if named and name not in named.values}
+    found = stale | others
+    return [found[name] for name in manifests if name in found]
+
+
+def _stale(manifests: dict[str, Manifest | None]) -> dict[str, LeftOut]:
+    """Manifests come in the order of the stages: what was made from a stale one is stale for the same reasons."""
+    found: dict[str, LeftOut] = {}
+    for name, manifest in manifests.items():
+        changed, gone = dict[str, None](), dict[str, None]()  # as sets, but in order
+        for source, key in manifest.inputs.items() if manifest else ():
+            upstream = manifests.get(source)
+            if source in found:
+                changed |= dict.fromkeys(found[source].changed)
+                gone |= dict.fromkeys(found[source].gone)
+            elif source not in manifests:
+                gone[source] = None
+            elif upstream is None or upstream.key != key:
+                changed[source] = None
+        if changed or gone:
+            found[name] = LeftOut(name, tuple(changed), tuple(gone))
+    return found
 
 
 def _stage_folders(path: Path) -> list[Path]:
@@ -235,10 +294,8 @@ def _stage_folders(path: Path) -> list[Path]:
     return found
 
 
-def _stage(folder: Path) -> Stage:
-    return Stage(
-        folder.name, _metrics(folder / "metrics.jsonl"), _manifest(folder / "manifest.json"), _quality(folder)
-    )
+def _stage(folder: Path, manifest: Manifest | None) -> Stage:
+    return Stage(folder.name, _metrics(folder / "metrics.jsonl"), manifest, _quality(folder))
 
 
 def _text(path: Path, remedy: str) -> str:
@@ -295,6 +352,12 @@ def _recipe(path: Path) -> str | None:
     return text
 
 
+def _episodes(recipe: str | None) -> int:
+    section = tomllib.loads(recipe or "").get("ppo")
+    value = section.get("episodes") if isinstance(section, dict) else None
+    return max(1, value) if isinstance(value, int) else 1
+
+
 def _metrics(path: Path) -> Metrics | None:
     rows: list[dict[str, float]] = []
     axis = ""
@@ -310,18 +373,23 @@ def _manifest(path: Path) -> Manifest | None:
     entry = _optional(path, _remedy(path.parent))
     if entry is None:
         return None
-    versions = entry.entry("versions")
     return Manifest(
         stage=entry.text("stage") or path.parent.name,
         key=entry.text("key"),
+        inputs=_texts(entry, "inputs"),
         seed=entry.count("seed"),
         seconds=entry.number("seconds"),
         peak_memory_mb=entry.number("peak_memory_mb"),
         finished=entry.text("finished"),
         snapshot=entry.text("snapshot"),
         judgements=entry.count("judgements"),
-        versions={name: versions.required_text(name) for name in versions.values} if versions else {},
+        versions=_texts(entry, "versions"),
     )
+
+
+def _texts(entry: Entry, key: str) -> dict[str, str]:
+    inner = entry.entry(key)
+    return {name: inner.required_text(name) for name in inner.values} if inner else {}
 
 
 def _quality(folder: Path) -> Quality | None:
@@ -343,16 +411,22 @@ def _numbers(entry: Entry, keys: tuple[str, ...]) -> dict[str, float]:
 
 
 def _rows(entry: Entry, key: str, fields: tuple[str, ...]) -> list[dict[str, float]]:
-    """A list of number rows. An empty bin may leave a field null or NaN: such a row has nothing to draw."""
-    rows = [_numbers(item, fields) for item in entry.entries(key)]
-    whole = [row for row in rows if len(row) == len(fields) and all(map(math.isfinite, row.values()))]
-    return [row for row in whole if row["n"] > 0]
+    """A list of number rows. An empty bin may leave a field null or NaN: such a row has nothing to draw.
+
+    Each has `effective_n` besides, how many independent observations its `n` are worth; `n` where it does not say.
+    """
+    rows = [_numbers(item, (*fields, "effective_n")) for item in entry.entries(key)]
+    rows = [row for row in rows if {*fields} <= row.keys() and all(math.isfinite(row[field]) for field in fields)]
+    for row in rows:
+        worth = row.get("effective_n", math.nan)
+        row["effective_n"] = worth if 1e-3 < worth <= row["n"] else row["n"]
+    return [row for row in rows if row["n"] > 0]
 
 
-def _evaluations(folder: Path) -> list[Evaluation]:
-    if not folder.is_dir():
-        return []
+def _evaluations(folder: Path, named: Entry | None) -> list[Evaluation]:
+    """The comparisons in the folder, of those that the summary names where there is one."""
     names = sorted(path.stem for path in folder.glob("*.json") if path.name != "manifest.json")
+    names = [name for name in names if named is None or name in named.values]
     names.sort(key=lambda name: STAGE_ORDER.index(name) if name in STAGE_ORDER else len(STAGE_ORDER))
     return [_evaluation(folder, name) for name in names]
 

@@ -12,7 +12,7 @@ from prefloop.report.read import Evaluation, Metrics, Points, Run
 from prefloop.report.samples import change
 from prefloop.report.scale import THIN, finite, number, percent, rolling
 from prefloop.report.svg import Chart
-from prefloop.report.words import counts, has_true_scores, score_name, title, tone
+from prefloop.report.words import counts, has_true_scores, judge, score_name, title, tone
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def over_optimisation(run: Run) -> Section | None:
         "The distance √KL says how far the policy has gone from where it started.",
         [*_trajectory(metrics), *_curves(metrics, peak)],
         warnings=[_peak_sentence(metrics, peak)] if peak and peak.past else [],
-        facts=_facts(metrics, peak, run),
+        facts=_facts(metrics, true, peak, run),
     )
 
 
@@ -176,9 +176,8 @@ def _distance(metrics: Metrics, key: str) -> Points:
 
 def _gain(points: Points) -> Points:
     """The change since the start, the largest as 1: two rewards of different units on one axis."""
-    values = [y for _, y in points]
-    start = sum(values[:3]) / len(values[:3])
-    reach = max((abs(value - start) for value in values), default=0.0) or 1.0
+    start = points[0][1]
+    reach = max(abs(y - start) for _, y in points) or 1.0
     return [(x, (y - start) / reach) for x, y in points]
 
 
@@ -228,7 +227,9 @@ def _curves(metrics: Metrics, peak: Peak | None) -> list[Figure]:
         [Series("learned reward", learned, "purple", smooth=True)],
         Options(x_label="" if len(true) > 1 else metrics.axis, size=size, heading="learned reward"),
     )
-    marks = [Mark(peak.at, peak.value, f"highest at {number(peak.at)}", "green")] if peak else []
+    marks = (
+        [Mark(peak.at, peak.value, f"highest at {number(peak.at)}", "green")] if peak and peak.at < peak.end else []
+    )
     lower = line_chart(
         "true reward",
         [Series("true reward", true, "green", smooth=True)],
@@ -259,7 +260,7 @@ def _peak_sentence(metrics: Metrics, peak: Peak) -> str:
     )
 
 
-def _facts(metrics: Metrics, peak: Peak | None, run: Run) -> list[tuple[str, str]]:
+def _facts(metrics: Metrics, true: Points, peak: Peak | None, run: Run) -> list[tuple[str, str]]:
     facts = []
     if peak and not peak.past:
         said = (
@@ -268,17 +269,15 @@ def _facts(metrics: Metrics, peak: Peak | None, run: Run) -> list[tuple[str, str
             else f"highest at iteration {number(peak.at)}; the end is within noise of it"
         )
         facts.append(("True reward", said))
-    if peak is None:
-        facts.append(
-            (
-                "True reward",
-                "unknown in this run: watch the win rate, the length and the entropy for the signs",
-            )
-        )
+    if not true:
+        said = "unknown in this run: watch the win rate, the length and the entropy for the signs"
+        facts.append(("True reward", said))
+    elif peak is None:
+        facts.append(("True reward", f"{_last(true)} at the end; too few iterations to look for a peak"))
     kl = finite(metrics.series("kl"))
     if kl:
         facts.append(("Distance at the end", f"√KL {math.sqrt(max(kl[-1][1], 0)):.1f}"))
     judged = next((e for e in run.evaluations if e.name == "ppo" and not has_true_scores(e)), None)
     if judged and judged.win_rate:
-        facts.append((f"Judged by the {judged.judge}", f"win rate {percent(judged.win_rate.value)}"))
+        facts.append((f"Judged by {judge(judged)}", f"win rate {percent(judged.win_rate.value)}"))
     return [(name, value.replace(" %", f"{THIN}%")) for name, value in facts]

@@ -7,7 +7,7 @@ import math
 from prefloop.report.bars import Part, Row, forest, reliability, shares
 from prefloop.report.charts import NORMAL, SMALL, Options, Series, line_chart
 from prefloop.report.read import Interval, Metrics, Quality, Run
-from prefloop.report.scale import duration, number, percent, wilson
+from prefloop.report.scale import drawable, duration, finite, number, percent, wilson
 from prefloop.report.sections import Figure, Section, figure
 
 # key, title, caption, and how it is drawn: s = a share, z = the axis starts at zero, l = logarithmic
@@ -26,6 +26,12 @@ _HEALTH = (
 )
 
 
+# What training/ppo.py warns of while it runs. The report may not import it, for it would need torch.
+RATIO_TOLERANCE = 1e-3
+NATS_A_TOKEN = 2.0
+CHANCE = 1e-4  # of a KL this far below 0 by luck; with normal log-ratios that takes 4.3 standard errors or more
+
+
 def ppo_health(run: Run) -> Section | None:
     metrics = run.metrics("ppo")
     if metrics is None:
@@ -40,11 +46,69 @@ def ppo_health(run: Run) -> Section | None:
             share="s" in how,
             log="l" in how,
             y_range=_floor(metrics, key),
+            rules=((RATIO_TOLERANCE, "tolerance"),) if key == "ratio_error" else (),
         )
         figures += figure(name, caption, line_chart(name, series, options), _shown(metrics, key, how))
     figures += _seconds(metrics)
     lead = f"{len(metrics.rows)} iterations, left to right. The figure beside each title is the last value."
-    return Section("ppo", "PPO’s health", lead, figures, compact=True)
+    warnings = [*_ratio_error(metrics), *_negative_kl(metrics, run.episodes), *_runaway(metrics)]
+    return Section("ppo", "PPO’s health", lead, figures, warnings=warnings, compact=True)
+
+
+def _ratio_error(metrics: Metrics) -> list[str]:
+    found = [(error, x) for x, error in finite(metrics.series("ratio_error")) if error > RATIO_TOLERANCE]
+    if not found:
+        return []
+    error, at = max(found)
+    return [
+        f"Sampling and training disagreed in {_of(len(found), metrics)}: a token’s probability differed by up to "
+        f"{number(error)} (relative, {metrics.axis} {number(at)}) before any update, and rounding explains no more "
+        f"than {RATIO_TOLERANCE:g}. The policy gradient is biased."
+    ]
+
+
+def _negative_kl(metrics: Metrics, episodes: int) -> list[str]:
+    """The stretch of iterations whose KL lies furthest below what chance can do.
+
+    With S the sum of log(π/π_ref) over all tokens sampled in a stretch, E[exp(−S)] = 1 whatever the policies are, so
+    that S ≤ −s has a chance of exp(−s) at most (Markov's inequality). A mean over episodes is S divided by their
+    number, and no variance need be known.
+    """
+    points = finite(metrics.series("kl"))
+    lowest, total, start, found = math.log(CHANCE), 0.0, 0, range(0)
+    for i, (_, kl) in enumerate(points):
+        if total >= 0:
+            total, start = 0.0, i
+        total += episodes * kl
+        if total < lowest:
+            lowest, found = total, range(start, i + 1)
+    if not found:
+        return []
+    first, last = (number(points[i][0]) for i in (found[0], found[-1]))
+    when = f"at {metrics.axis} {first}" if len(found) == 1 else f"on average over {metrics.axis}s {first} to {last}"
+    mean = lowest / episodes / len(found)
+    return [
+        f"The KL from the reference was {number(mean)} nats {when}, below 0 by more than sampling explains. The "
+        "responses were not drawn from the distribution whose log-probabilities are used."
+    ]
+
+
+def _runaway(metrics: Metrics) -> list[str]:
+    rows = [row for row in metrics.rows if row.get("response_tokens", 0.0) > 0 and drawable(row.get("kl", math.nan))]
+    found = [(row["kl"] / row["response_tokens"], row[metrics.axis]) for row in rows]
+    found = [(nats, x) for nats, x in found if nats > NATS_A_TOKEN]
+    if not found:
+        return []
+    nats, at = max(found)
+    return [
+        f"The KL from the reference was above {NATS_A_TOKEN:g} nats a token in {_of(len(found), metrics)}, at most "
+        f"{number(nats)} ({metrics.axis} {number(at)}): the policy has left the language of the reference. Raise "
+        "ppo.kl_coef, set ppo.kl_target or lower ppo.learning_rate."
+    ]
+
+
+def _of(count: int, metrics: Metrics) -> str:
+    return f"{count} of {len(metrics.rows)} iterations"
 
 
 def _floor(metrics: Metrics, key: str) -> tuple[float, float] | None:
@@ -68,7 +132,7 @@ def _seconds(metrics: Metrics) -> list[Figure]:
     said = ", ".join(f"{name} {duration(totals[name])}" for name, _ in kinds)
     return figure(
         "Where the seconds went",
-        f"{said[0].upper()}{said[1:]}. Sampling is usually the largest.",
+        f"{said[0].upper()}{said[1:]}. Scores include the reference’s log-probabilities.",
         shares("seconds", [(f"{duration(whole)} in all", parts)], width=SMALL[0]),
     )
 
@@ -83,7 +147,7 @@ def reward_model(run: Run, stage: str) -> Section | None:
         return None
     figures = _quality(found.quality) if found.quality else []
     if found.metrics:
-        figures += _training(found.metrics, "pairs")
+        figures += _training(found.metrics)
     heading = "Reward model" if stage == "reward" else "Judge (a second reward model)"
     lead = (
         "It turns comparisons into a score. What it gets wrong, training will find and exploit."
@@ -113,31 +177,32 @@ def _quality_facts(quality: Quality) -> list[tuple[str, str]]:
 def _quality(quality: Quality) -> list[Figure]:
     rows = [Row("All held-out pairs", quality.accuracy, "blue")] if quality.accuracy else []
     for row in quality.by_margin:
-        label = f"|Δ| from {row['low']:.3g} to {row['high']:.3g}"
-        rows.append(Row(label, _share(row["accuracy"], row["n"]), "purple", hollow=True))
+        label = f"|Δ| from {row['low']:.2g} to {row['high']:.2g}"
+        rows.append(Row(label, _share(row), "purple", hollow=True))
     for row in quality.by_agreement:
         label = f"Annotators agree {percent(row['agreement'], 0)}"
-        rows.append(Row(label, _share(row["accuracy"], row["n"]), "green", hollow=True))
+        rows.append(Row(label, _share(row), "green", hollow=True))
     figures = figure(
         "Accuracy, in all and by how clear the case is",
         "It should grow with the margin |Δ| between the two scores, and with the annotators’ agreement. "
-        "Close to one half for small margins is honest: those pairs are nearly ties.",
+        "Close to one half for small margins is honest: those pairs are nearly ties. The intervals allow for pairs "
+        "of one prompt, which are not independent.",
         forest("accuracy", rows, rule="a coin"),
     )
     return figures + figure(
         "Calibration",
         "On the dashed line, a claimed 80 % comes true 80 % of the time. Below it, the model is too sure of "
-        "itself. The larger the dot, the more pairs.",
+        "itself. The larger the dot, the more votes.",
         reliability("reward model", quality.reliability),
     )
 
 
-def _share(value: float, n: float) -> Interval:
-    low, high = wilson(min(max(value, 0.0), 1.0), n)
-    return Interval(value, low, high, int(n))
+def _share(row: dict[str, float]) -> Interval:
+    low, high = wilson(min(max(row["accuracy"], 0.0), 1.0), row["effective_n"])
+    return Interval(row["accuracy"], low, high, int(row["n"]))
 
 
-def _training(metrics: Metrics, of: str) -> list[Figure]:
+def _training(metrics: Metrics) -> list[Figure]:
     """Loss, and accuracy where the stage has one, on the training data and on what was held out."""
     axis = metrics.axis
     loss = line_chart(
@@ -163,8 +228,9 @@ def _training(metrics: Metrics, of: str) -> list[Figure]:
         Options(x_label=axis, size=NORMAL, share=True, rules=((0.5, "a coin"),)),
     )
     return figures + figure(
-        f"Accuracy on {of}",
-        "The share of pairs ordered as people ordered them. The gap between the lines is what was learned by heart.",
+        "Accuracy, vote by vote",
+        "The share of single votes that the model agrees with; where people differ, nobody can agree with all of "
+        "them. The gap between the lines is what was learned by heart.",
         accuracy if metrics.series("accuracy") or metrics.series("eval_accuracy") else None,
         _final(metrics, "eval_accuracy", "held out", share=True),
     )
@@ -189,7 +255,7 @@ def language_model(run: Run, stage: str) -> Section | None:
     if metrics is None:
         return None
     heading, lead = _LANGUAGE[stage]
-    figures = _training(metrics, "pairs")
+    figures = _training(metrics)
     gradient = line_chart(
         "gradient norm",
         [Series("gradient norm", metrics.series("grad_norm"), "grey", smooth=True)],
@@ -205,7 +271,7 @@ def dpo(run: Run) -> Section | None:
     if metrics is None:
         return None
     axis = metrics.axis
-    figures = _training(metrics, "pairs")
+    figures = _training(metrics)
     chosen, rejected = metrics.series("chosen_logp"), metrics.series("rejected_logp")
     chart = line_chart(
         "log-probabilities",

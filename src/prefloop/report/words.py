@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefloop.report.read import Evaluation, Run
@@ -26,7 +27,7 @@ def judge(evaluation: Evaluation) -> str:
 
 
 def has_true_scores(evaluation: Evaluation) -> bool:
-    return "true" in (evaluation.judge or "").lower()
+    return evaluation.judge == "true preference"
 
 
 def score_name(evaluation: Evaluation) -> str:
@@ -75,6 +76,47 @@ def verdicts(run: Run) -> list[Verdict]:
             claim = f"{title(stage)} took the held-out loss from {first} to {last} nats per token"
             return [Verdict(claim + ".", "No policy has been judged yet.")]
     return [Verdict("No policy has been judged in this run yet.", "")]
+
+
+_SPOKEN = {
+    "pretrain": "pretraining",
+    "sample": "the sampled answers",
+    "label": "the judgements",
+    "reward": "the reward model",
+    "judge": "the judge",
+    "evaluation": "the evaluation",
+}
+
+
+def stage_name(name: str) -> str:
+    """A stage inside a sentence."""
+    return _SPOKEN.get(name, name.upper() if name in _UPPER else name)
+
+
+def left_out(run: Run) -> list[str]:
+    """What is on disk and not on the page, and why: one sentence for each reason."""
+    reasons: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for one in run.left_out:
+        reasons.setdefault((one.changed, one.gone), []).append(stage_name(one.stage))
+    return [_left_out(names, changed, gone) for (changed, gone), names in reasons.items()]
+
+
+def _left_out(names: list[str], changed: tuple[str, ...], gone: tuple[str, ...]) -> str:
+    one = len(names) == 1
+    said = f"Not shown: {listed(names)}."
+    if not changed and not gone:
+        return f"{said} The last complete run did not have {'this stage' if one else 'these stages'}."
+    sources = [f"an earlier version of {listed([stage_name(name) for name in changed])}"] if changed else []
+    sources += [f"{listed([stage_name(name) for name in gone])}, no longer in this folder"] if gone else []
+    return (
+        f"{said} {'It was' if one else 'They were'} made from {', and from '.join(sources)}; run the recipe to the "
+        f"end to make {'it' if one else 'them'} anew."
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def counts(evaluation: Evaluation) -> str:
