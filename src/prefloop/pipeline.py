@@ -94,9 +94,10 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
         with runs.lock():
             write_text(runs.path / "recipe.toml", dump_recipe(recipe))
             keys: dict[StageName, str] = {}
+            said: set[str] = set()
             for stage in recipe.stages:
                 keys[stage] = _key(stage, recipe, data, store, keys)
-                _run_stage(stage, keys, Context(recipe, runs.path, data, store), runs, listener)
+                _run_stage(stage, keys, Context(recipe, runs.path, data, store), runs, listener, said)
             write_json(runs.path / "summary.json", _summary(recipe, runs))
             write_report(runs.path)
     return runs.path
@@ -136,14 +137,21 @@ def _run_stage(
     context: Context,
     runs: RunFolder,
     listener: Listener,
+    said: set[str],
 ) -> None:
+    def note(text: str) -> None:
+        """Once a run: several stages cut the same prompts."""
+        if text not in said:
+            said.add(text)
+            listener.note(text)
+
     if runs.is_current(stage, keys[stage]):
         listener.skipped(stage)
         return
     listener.started(stage)
     started = time.perf_counter()
     context.line = lambda metrics: listener.line(stage, metrics)
-    context.note = listener.note
+    context.note = note
     inputs: dict[str, str] = {name: keys[name] for name in READS[stage] if name in keys}
     try:
         with runs.writing(stage, keys[stage], inputs, context.recipe.seed) as writer:
