@@ -50,7 +50,10 @@ TRAINERS: dict[str, tuple[Train, list[Any], dict[str, Any]]] = {
     "sft": (prefloop.sft, [DEMONSTRATIONS], {"epochs": 2.0, "batch_size": 2}),
     "reward_model": (prefloop.reward_model, [COMPARISONS], {"epochs": 2.0, "batch_size": 2}),
     "ppo": (prefloop.ppo, [QUESTIONS, lambda _, response: float(len(response))], PPO),
-    "dpo": (prefloop.dpo, [COMPARISONS], {"epochs": 2.0, "batch_size": 2}),
+    **{
+        name: (getattr(prefloop, name), [COMPARISONS], {"epochs": 2.0, "batch_size": 2})
+        for name in ("dpo", "ipo", "kto", "orpo", "simpo")
+    },
 }
 
 

@@ -359,7 +359,7 @@ def test_init_changes_nothing_that_is_there(refused: Any, call: Call, tmp_path: 
 
 @pytest.mark.parametrize("name", ['my "best" project', "back\\slash", ".hidden", "..."])
 def test_init_makes_a_valid_recipe_whatever_the_folder_is_called(call: Call, tmp_path: Path, name: str) -> None:  # noqa: F811
-    from prefloop.config import load_recipe
+    from prefloop.recipes import load_recipe
 
     ok(call("init", name))
     assert load_recipe(tmp_path / name / "prefloop.toml").name

@@ -24,11 +24,11 @@ from tests.toys import byte_tokenizer
 
 from prefloop import cli
 from prefloop.chat import Chat
-from prefloop.config import dump_recipe, load_recipe
 from prefloop.console import comparison_table, printable
 from prefloop.dataset import place
 from prefloop.feedback.records import Prompt
 from prefloop.feedback.store import Store
+from prefloop.recipes import dump_recipe, load_recipe
 from prefloop.runs import folder_hash, read_json
 from prefloop.tasks import coloured, coloured_examples
 

@@ -19,13 +19,10 @@ from prefloop.config import (
     RewardConfig,
     Section,
     SFTConfig,
-    check,
-    dump_recipe,
-    load_recipe,
-    make_recipe,
 )
 from prefloop.demo.recipe import demo_table, starter_text
 from prefloop.labelers.simulated import PANEL
+from prefloop.recipes import check, dump_recipe, load_recipe, make_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -44,6 +41,10 @@ FIELDS = {
     "gamma lam clip_range value_clip_range value_coef entropy_coef temperature max_response_tokens "
     "missing_eos_penalty",
     "dpo": f"{OPTIMISATION} epochs batch_size beta label_smoothing",
+    "ipo": f"{OPTIMISATION} epochs batch_size beta",
+    "kto": f"{OPTIMISATION} epochs batch_size beta desirable_weight undesirable_weight",
+    "orpo": f"{OPTIMISATION} epochs batch_size weight",
+    "simpo": f"{OPTIMISATION} epochs batch_size beta margin",
     "evaluate": "prompts temperature max_response_tokens batch_size",
 }
 """Every key of the recipe. A new option has to earn its place: it shows here, in review."""
@@ -102,7 +103,7 @@ def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
         ("data.heldout_fraction=1.0", ["data.heldout_fraction = 1.0", "less than 1"]),
         ("ppo.kl_estimator=k2", ["ppo.kl_estimator = 'k2'", "'k1' or 'k3'"]),
         ("data.world=rewriterr", ["data.world = 'rewriterr'", "'rewriter'"]),
-        ('algorithms=["pop"]', ["algorithms.0 = 'pop'", "'ppo' or 'dpo'"]),
+        ('algorithms=["pop"]', ["algorithms.0 = 'pop'", "'ppo', 'dpo', 'ipo', 'kto', 'orpo' or 'simpo'"]),
         ("algorithms=ppo", ["algorithms = 'ppo'"]),
         ("ppo=3", ["ppo = 3"]),
         ("name.x=1", ["name = {'x': 1}", "valid string"]),
@@ -141,7 +142,7 @@ def test_all_faults_are_told_at_once() -> None:
         (["evaluate.max_response_tokens=257"], ["at most 512", "evaluate.max_response_tokens (257)", "need 513"]),
         (["label.by=human", "sample.max_response_tokens=257"], ["sample.max_response_tokens (257)", "need 513"]),
         (["pretrain.block=600"], ["pretrain.block (600)", "model.context (512)"]),
-        (["algorithms=[]"], ["algorithms is empty", '["ppo"]']),
+        (["algorithms=[]"], ["algorithms is empty", "ppo, dpo, ipo, kto, orpo, simpo"]),
         (['algorithms=["ppo","ppo"]'], ["algorithms", "twice"]),
         (["name=a/b"], ["name 'a/b'", "plain folder name"]),
         (["name=.."], ["name '..'"]),

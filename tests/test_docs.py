@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tests.test_pipeline import dialogues, from_store, tiny
 
 from prefloop import pipeline
 from prefloop.cli import app
-from prefloop.config import Recipe
+from prefloop.config import ALGORITHMS, Recipe
 from prefloop.runs import read_json, read_lines
 from prefloop.stages import NO_JUDGE
 
@@ -90,7 +91,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A run in a world and one on imported comparisons: between them they have every stage."""
     first, second = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("store")
     dialogues(second / "dialogues.jsonl")
-    return [pipeline.run(tiny(), first), pipeline.run(from_store("judge.fraction=0.3"), second)]
+    everything = f"algorithms={json.dumps(ALGORITHMS)}"
+    return [pipeline.run(tiny(everything), first), pipeline.run(from_store("judge.fraction=0.3"), second)]
 
 
 def keys(value: Any) -> Iterator[str]:
@@ -141,7 +143,7 @@ def test_every_key_of_the_evaluations_is_documented(runs: list[Path]) -> None:
             if (run / stage).exists():
                 found = set(keys(read_json(run / stage / "evaluation.json")))
                 assert found <= code(told["`reward/evaluation.json`"]) | interval
-        for name in ("ppo", "dpo"):
+        for name in read_json(run / "summary.json")["evaluation"]:
             comparison = code(told["`evaluation/NAME.json`"])
             assert set(keys(read_json(run / "evaluation" / f"{name}.json"))) <= comparison | interval
             samples = read_lines(run / "evaluation" / f"{name}.samples.jsonl")
@@ -176,5 +178,9 @@ def test_every_file_of_a_run_is_documented(runs: list[Path]) -> None:
         for stage in (path for path in run.iterdir() if path.is_dir()):
             line = next(line for line in page.splitlines() if line.startswith(f"      {stage.name}/"))
             for path in stage.iterdir():
-                name = re.sub(r"^(ppo|dpo)\.", "NAME.", path.name) if stage.name == "evaluation" else path.name
+                name = (
+                    re.sub(rf"^({'|'.join(ALGORITHMS)})\.", "NAME.", path.name)
+                    if stage.name == "evaluation"
+                    else path.name
+                )
                 assert stage.name == "judge" or name in line, path

@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "seeds": DATA,
     "demo": {"demo", *DATA},
     "config": set(),
+    "recipes": {"config"},
     "algorithms": {"algorithms"},
     # Machinery: maths and records.
     "chat": DATA,
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         ),
         *DATA,
     },
-    "pipeline": {"stages", "dataset", "config", "report", "runs", "training", "prefloop", *DATA},
+    "pipeline": {"stages", "dataset", "config", "recipes", "report", "runs", "training", "prefloop", *DATA},
     "tasks": {
         "stages",
         "dataset",
@@ -63,15 +64,29 @@ ALLOWED: dict[str, set[str]] = {
         "runs",
         *DATA,
     },
-    "api": {"config", "chat", "policy", "models", "rollout", "training", *DATA},
+    "api": {"config", "recipes", "chat", "policy", "models", "rollout", "training", *DATA},
     "console": set(),
-    "cli": {"config", "console", "demo", "feedback", "pipeline", "policy", "report", "runs", "stages", "tasks"},
+    "cli": {
+        "config",
+        "recipes",
+        "console",
+        "demo",
+        "feedback",
+        "pipeline",
+        "policy",
+        "report",
+        "runs",
+        "stages",
+        "tasks",
+    },
     "__main__": {"cli"},
     "__init__": {"api"},
 }
 """Each part of the package, and the parts that it may import."""
 
-WITHOUT_TORCH = {"feedback", "seeds", "demo", "labelers", "config", "chat", "report", "runs", "console", "dataset"}
+WITHOUT_TORCH = {
+    *("feedback", "seeds", "demo", "labelers", "config", "recipes", "chat", "report", "runs", "console", "dataset")
+}
 TORCH_FAMILY = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "jaxtyping"}
 ONLY: dict[str, set[str]] = {
     "algorithms": {"torch", "jaxtyping"},

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefloop import pipeline
-from prefloop.config import Recipe, dump_recipe, load_recipe, make_recipe
+from prefloop.config import Recipe
 from prefloop.feedback.aggregate import read_snapshot
 from prefloop.feedback.formats import import_file
 from prefloop.feedback.store import Store
 from prefloop.pipeline import NonFiniteError, Silence
+from prefloop.recipes import dump_recipe, load_recipe, make_recipe
 from prefloop.runs import StageWriter, file_hash, read_json, read_lines
 from prefloop.stages import NO_JUDGE, Context, WaitingForPeopleError
 
@@ -354,7 +355,7 @@ def test_an_error_in_a_stage_leaves_no_half_of_it(
 BLOCKING = """
 import sys, time
 from pathlib import Path
-from prefloop.config import load_recipe
+from prefloop.recipes import load_recipe
 from prefloop.pipeline import Silence, run
 
 class Blocking(Silence):

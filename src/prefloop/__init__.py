@@ -9,10 +9,22 @@ print(result.policy.generate("Why is the sky blue?"))
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["PolicyResult", "RewardResult", "dpo", "load", "ppo", "reward_model", "sft"]
+__all__ = ["PolicyResult", "RewardResult", "dpo", "ipo", "kto", "load", "orpo", "ppo", "reward_model", "sft", "simpo"]
 
 if TYPE_CHECKING:
-    from prefloop.api import PolicyResult, RewardResult, dpo, load, ppo, reward_model, sft
+    from prefloop.api import (
+        PolicyResult,
+        RewardResult,
+        dpo,
+        ipo,
+        kto,
+        load,
+        orpo,
+        ppo,
+        reward_model,
+        sft,
+        simpo,
+    )
 
 
 def __getattr__(name: str) -> Any:

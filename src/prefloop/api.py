@@ -1,4 +1,4 @@
-"""Five lines in a notebook: load, sft, reward_model, ppo, dpo.
+"""Five lines in a notebook: load, sft, reward_model, ppo, dpo and its family.
 
 Every function has the same shape: a model, data, keyword options that are the fields of the stage's section in
 the recipe, and a result with the trained model and its metrics. The model that is passed in stays as it is.
@@ -13,14 +13,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefloop.chat import Chat, Rendered
-from prefloop.config import DPOConfig, PPOConfig, RewardConfig, Section, SFTConfig, check
+from prefloop.config import (
+    DirectConfig,
+    DPOConfig,
+    IPOConfig,
+    KTOConfig,
+    ORPOConfig,
+    PPOConfig,
+    RewardConfig,
+    Section,
+    SFTConfig,
+    SimPOConfig,
+)
 from prefloop.feedback.aggregate import Comparison
 from prefloop.feedback.records import Message, Prompt
 from prefloop.models.heads import RewardModel
 from prefloop.policy import Policy, load_policy
+from prefloop.recipes import check
 from prefloop.rollout.reward import RewardFunction, Scorer, function_scorer, model_scorer, text_scorer
 from prefloop.training.comparisons import PreferenceGroup, encode
-from prefloop.training.dpo import train_dpo
+from prefloop.training.direct import train_direct
 from prefloop.training.loop import Log, Metrics
 from prefloop.training.ppo import train_ppo
 from prefloop.training.reward import train_reward
@@ -129,7 +141,38 @@ def ppo(
     return PolicyResult(trained, lines.found)
 
 
-def dpo(
+def dpo(policy: Policy, comparisons: Comparisons, **options: Any) -> PolicyResult:
+    """Train a copy of ``policy`` on comparisons directly, ``policy`` being the reference.
+
+    Args:
+        options: the fields of :class:`DPOConfig`; ``heldout`` (comparisons to measure on), ``seed`` and ``log``.
+    """
+    return _direct(DPOConfig, "dpo", policy, comparisons, **options)
+
+
+def ipo(policy: Policy, comparisons: Comparisons, **options: Any) -> PolicyResult:
+    """As :func:`dpo`, with the squared loss of :class:`IPOConfig`."""
+    return _direct(IPOConfig, "ipo", policy, comparisons, **options)
+
+
+def kto(policy: Policy, comparisons: Comparisons, **options: Any) -> PolicyResult:
+    """As :func:`dpo`, each answer by itself, liked or disliked: :class:`KTOConfig`."""
+    return _direct(KTOConfig, "kto", policy, comparisons, **options)
+
+
+def orpo(policy: Policy, comparisons: Comparisons, **options: Any) -> PolicyResult:
+    """As :func:`dpo`, by imitation and odds ratio, without a reference: :class:`ORPOConfig`."""
+    return _direct(ORPOConfig, "orpo", policy, comparisons, **options)
+
+
+def simpo(policy: Policy, comparisons: Comparisons, **options: Any) -> PolicyResult:
+    """As :func:`dpo`, with mean log-probabilities and a margin, without a reference: :class:`SimPOConfig`."""
+    return _direct(SimPOConfig, "simpo", policy, comparisons, **options)
+
+
+def _direct(
+    section: type[DirectConfig],
+    name: str,
     policy: Policy,
     comparisons: Comparisons,
     *,
@@ -138,11 +181,10 @@ def dpo(
     log: Log | None = None,
     **options: Any,
 ) -> PolicyResult:
-    """Train a copy of ``policy`` on comparisons directly, ``policy`` being the reference; ``options``: DPOConfig."""
-    config = _config(DPOConfig, "dpo", options)
+    config = _config(section, name, options)
     trained, lines = policy.copy(), _Lines(log)
     train, test = (_groups(trained.chat, part, policy.context) for part in (comparisons, heldout))
-    train_dpo(trained, train, test, config, seed, lines)
+    train_direct(trained, train, test, config, seed, lines)
     return PolicyResult(trained, lines.found)
 
 

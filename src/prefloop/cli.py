@@ -74,8 +74,8 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """The whole loop on the embedded world: a text rewriter that learns from preferences."""
-    from prefloop.config import dump_recipe, load_recipe, make_recipe
     from prefloop.demo.recipe import demo_table
+    from prefloop.recipes import dump_recipe, load_recipe, make_recipe
     from prefloop.runs import write_text
 
     name = f"seed-{seed}-human" if human else f"seed-{seed}"
@@ -122,7 +122,7 @@ def run(
     The project is the current folder: its `feedback.db` holds the data, its `runs/` the results. Paths in the recipe
     start at the recipe's own folder.
     """
-    from prefloop.config import load_recipe
+    from prefloop.recipes import load_recipe
 
     _run(load_recipe(recipe, settings or []), Path.cwd(), recipe.resolve().parent)
 
@@ -175,8 +175,9 @@ def sample(
 
     Prompts with the fewest answers so far come first, so that the next call asks about others.
     """
-    from prefloop.config import Recipe, load_recipe
+    from prefloop.config import Recipe
     from prefloop.feedback.store import Store
+    from prefloop.recipes import load_recipe
     from prefloop.tasks import Sampling, sample_to_sheet
 
     # The recipe says which prompts are held out and what people are asked.
@@ -199,8 +200,8 @@ def evaluate(
     settings: Settings = None,
 ) -> None:
     """Compare two policies on held-out prompts: win rate with its interval, length, KL, alarms."""
-    from prefloop.config import load_recipe
     from prefloop.console import comparison_table
+    from prefloop.recipes import load_recipe
     from prefloop.tasks import evaluate_pair
 
     loaded = load_recipe(recipe, settings or [])

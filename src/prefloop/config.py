@@ -1,20 +1,13 @@
-"""The recipe: one strict model per stage, read from TOML.
+"""The recipe: one strict model per stage. :mod:`prefloop.recipes` reads and writes it.
 
-An unknown key, a wrong type or a contradictory pair is refused before anything is loaded, with the key, the
-value, what is allowed and the nearest right name. Every field's docstring is its documentation;
-``docs/config.md`` is made from them and a test holds the two together.
+Every field's docstring is its documentation; ``docs/config.md`` is made from them and a test holds the two together.
 """
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, get_args
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -22,16 +15,18 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
-StageName = Literal["pretrain", "sft", "sample", "label", "reward", "judge", "ppo", "dpo", "evaluation"]
+DirectName = Literal["dpo", "ipo", "kto", "orpo", "simpo"]
+AlgorithmName = Literal["ppo", DirectName]
+StageName = Literal["pretrain", "sft", "sample", "label", "reward", "judge", AlgorithmName, "evaluation"]
+DIRECT: tuple[DirectName, ...] = get_args(DirectName)
+"""Algorithms that learn from comparisons without a reward model."""
+ALGORITHMS: tuple[AlgorithmName, ...] = get_args(AlgorithmName)
 
 
 class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-
-
-S = TypeVar("S", bound=Section)
 
 
 class DataConfig(Section):
@@ -228,8 +223,8 @@ class PPOConfig(Optimisation):
         return self
 
 
-class DPOConfig(Optimisation):
-    """Direct preference optimisation."""
+class DirectConfig(Optimisation):
+    """Training on comparisons without a reward model."""
 
     epochs: PositiveFloat = 1.0
     """Passes over the data; may be a fraction."""
@@ -237,10 +232,49 @@ class DPOConfig(Optimisation):
     """Prompts of one optimiser step; all comparisons of a prompt stay together."""
     learning_rate: PositiveFloat = 1e-4
     """The highest of the run (AdamW)."""
+
+
+class DPOConfig(DirectConfig):
+    """Direct preference optimisation."""
+
     beta: PositiveFloat = 0.1
     """Strength of the tie to the reference."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of judgements assumed to be flipped (conservative DPO)."""
+
+
+class IPOConfig(DirectConfig):
+    """Identity preference optimisation: DPO with a squared loss, which stops at a margin."""
+
+    beta: PositiveFloat = 0.1
+    """τ: the margin aimed at is 1/(2β) nats."""
+
+
+class KTOConfig(DirectConfig):
+    """Kahneman–Tversky optimisation: every answer counts by itself, as liked or disliked."""
+
+    beta: PositiveFloat = 0.1
+    """Strength of the tie to the reference."""
+    desirable_weight: PositiveFloat = 1.0
+    """λ_D: weight of a vote for an answer."""
+    undesirable_weight: PositiveFloat = 1.0
+    """λ_U: weight of a vote against an answer."""
+
+
+class ORPOConfig(DirectConfig):
+    """Odds-ratio preference optimisation: imitation of the better answer and a contrast, without a reference."""
+
+    weight: PositiveFloat = 0.1
+    """λ of the odds ratio beside the imitation."""
+
+
+class SimPOConfig(DirectConfig):
+    """Simple preference optimisation: mean log-probabilities with a margin, without a reference."""
+
+    beta: PositiveFloat = 2.0
+    """Scale of the mean log-probability."""
+    margin: NonNegative = 1.0
+    """γ: by how much the better answer should lead."""
 
 
 class EvaluateConfig(Section):
@@ -265,7 +299,7 @@ class Recipe(Section):
     """Everything random follows from it: the same seed gives the same figures."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 leaves the choice to torch."""
-    algorithms: tuple[Literal["ppo", "dpo"], ...] = ("ppo", "dpo")
+    algorithms: tuple[AlgorithmName, ...] = ("ppo", "dpo")
     """Which policies are trained from the preferences."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -277,6 +311,10 @@ class Recipe(Section):
     judge: JudgeConfig = JudgeConfig()
     ppo: PPOConfig = PPOConfig()
     dpo: DPOConfig = DPOConfig()
+    ipo: IPOConfig = IPOConfig()
+    kto: KTOConfig = KTOConfig()
+    orpo: ORPOConfig = ORPOConfig()
+    simpo: SimPOConfig = SimPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
@@ -284,7 +322,7 @@ class Recipe(Section):
         if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
             raise ValueError(f"name {self.name!r} must be a plain folder name")
         if not self.algorithms:
-            raise ValueError('algorithms is empty; allowed: ["ppo"], ["dpo"] or both')
+            raise ValueError(f"algorithms is empty; allowed are any of {', '.join(ALGORITHMS)}")
         if len(set(self.algorithms)) != len(self.algorithms):
             raise ValueError(f"algorithms names one twice: {list(self.algorithms)}")
         if self.label.by == "simulated" and not self.data.world:
@@ -375,113 +413,7 @@ class Recipe(Section):
             "label": True,
             "reward": True,
             "judge": self.judge.fraction > 0,
-            "ppo": "ppo" in self.algorithms,
-            "dpo": "dpo" in self.algorithms,
+            **{name: name in self.algorithms for name in ALGORITHMS},
             "evaluation": True,
         }
         return tuple(stage for stage, runs in wanted.items() if runs)
-
-
-def load_recipe(path: Path, settings: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply ``section.key=value`` settings on top.
-
-    Raises:
-        ValueError: the file is missing or not TOML, or a key or value is not allowed; the message names it.
-    """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such recipe. `prefloop init` writes one to start from.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder; give the recipe itself, a TOML file") from None
-    return make_recipe(table, settings, where=str(path))
-
-
-def make_recipe(table: Mapping[str, Any], settings: Iterable[str] = (), where: str = "recipe") -> Recipe:
-    """A checked recipe from a nested table and ``section.key=value`` settings.
-
-    A value is read as TOML; what is not TOML is taken as a string, so ``--set model.path=/data/gpt2`` works.
-    """
-    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
-    for setting in settings:
-        key, value = _parse_setting(setting)
-        *sections, last = key.split(".")
-        target = merged
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ValueError(f"--set {setting}: {section} is a value, not a section")
-        target[last] = value
-    return check(Recipe, merged, where)
-
-
-def check(section: type[S], table: Mapping[str, Any], where: str) -> S:
-    """Validate ``table`` as ``section``; raise one ValueError that lists every fault and its remedy."""
-    try:
-        return section.model_validate(_tuples(table))
-    except ValidationError as error:
-        faults = "\n".join(f"  {_explain(section, dict(fault))}" for fault in error.errors())
-        raise ValueError(f"{where}:\n{faults}") from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML, every field, defaults included."""
-    return tomli_w.dumps(recipe.model_dump(mode="json"))
-
-
-def _parse_setting(setting: str) -> tuple[str, Any]:
-    key, equals, text = setting.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"--set {setting}: expected SECTION.KEY=VALUE, for example --set ppo.kl_coef=0.1")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    return key.strip(), value
-
-
-def _tuples(value: Any) -> Any:
-    """TOML has arrays; the frozen sections hold tuples."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return value
-
-
-def _explain(root: type[Section], fault: dict[str, Any]) -> str:
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        allowed = list(_fields(root, path[:-1]))
-        nearest = _nearest(root, path, allowed)
-        return f"{key}: there is no such key{nearest} Allowed here: {', '.join(allowed)}."
-    if fault["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{fault['ctx']['error']}."
-    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
-
-
-def _fields(root: type[Section], path: list[str]) -> Iterable[str]:
-    for part in path:
-        annotation = root.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, Section)
-        root = annotation
-    return root.model_fields
-
-
-def _nearest(root: type[Section], path: list[str], allowed: list[str]) -> str:
-    """What was meant, perhaps: look for the misspelt key here first, then in every section."""
-    here = difflib.get_close_matches(path[-1], allowed, n=1)
-    if here:
-        return f"; did you mean {'.'.join([*path[:-1], here[0]])}?"
-    elsewhere = {
-        field: f"{section}.{field}"
-        for section, info in root.model_fields.items()
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
-        for field in info.annotation.model_fields
-    }
-    close = difflib.get_close_matches(path[-1], elsewhere, n=1, cutoff=0.75)
-    return f"; did you mean {elsewhere[close[0]]}?" if close else "."

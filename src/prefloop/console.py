@@ -28,7 +28,10 @@ FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("entropy", "entropy", ".2f"),
         ("tokens", "response_tokens", ".0f"),
     ),
-    "dpo": (("loss", "loss", ".2f"), ("accuracy", "accuracy", ".0%"), ("margin", "margin", "+.2f")),
+    **dict.fromkeys(
+        ("dpo", "ipo", "kto", "orpo", "simpo"),
+        (("loss", "loss", ".2f"), ("accuracy", "accuracy", ".0%"), ("margin", "margin", "+.2f")),
+    ),
 }
 """The figures of each stage that are worth watching: label, key, format."""
 
@@ -40,7 +43,7 @@ MEANINGS = {
     "reward": "learn what is preferred",
     "judge": "learn it again, for the evaluation",
     "ppo": "train against the learned reward",
-    "dpo": "train on the preferences directly",
+    **dict.fromkeys(("dpo", "ipo", "kto", "orpo", "simpo"), "train on the preferences directly"),
     "evaluation": "compare on held-out prompts",
 }
 

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import torch
 
 from prefloop import __version__
-from prefloop.config import Recipe, StageName, dump_recipe
+from prefloop.config import ALGORITHMS, DIRECT, Recipe, StageName
 from prefloop.dataset import Dataset, prepare
 from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
+from prefloop.recipes import dump_recipe
 from prefloop.report import write_report
 from prefloop.runs import RunFolder, read_json, read_lines, write_json, write_text
 from prefloop.stages import STAGES, Context
@@ -35,8 +36,8 @@ READS: dict[StageName, tuple[StageName, ...]] = {
     "reward": ("sft", "label"),
     "judge": ("sft", "label"),
     "ppo": ("sft", "reward"),
-    "dpo": ("sft", "label"),
-    "evaluation": ("sft", "reward", "judge", "ppo", "dpo"),
+    **dict.fromkeys(DIRECT, ("sft", "label")),
+    "evaluation": ("sft", "reward", "judge", *ALGORITHMS),
 }
 """The earlier stages whose folders each stage reads."""
 
@@ -184,7 +185,7 @@ def _key(stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: di
         parts |= {"prompts": data.prompts_hash, "limits": limits, "judge_fraction": recipe.judge.fraction}
     elif stage == "label" and recipe.label.by != "simulated":
         parts["judgements"] = snapshot(store, recipe.data.criterion).hash
-    elif stage in ("reward", "judge", "dpo"):
+    elif stage in ("reward", "judge", *DIRECT):
         parts |= {"limits": limits, "judge_fraction": recipe.judge.fraction}
     elif stage in ("ppo", "evaluation"):
         parts |= {"prompts": data.prompts_hash, "limits": limits}
@@ -206,7 +207,8 @@ def _summary(recipe: Recipe, runs: RunFolder) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {
         stage: {"seconds": manifest["seconds"]} for stage, manifest in manifests.items()
     }
-    for stage in ("pretrain", "sft", "dpo"):
+    names: tuple[StageName, ...] = ("pretrain", "sft", *DIRECT)
+    for stage in names:
         if stage in stages:
             found = manifests[stage]
             stages[stage] |= {k: found[k] for k in ("eval_loss", "eval_accuracy") if k in found}

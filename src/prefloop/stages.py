@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ import torch
 from safetensors.torch import save_file
 
 from prefloop.chat import Rendered
-from prefloop.config import EvaluateConfig, JudgeConfig, Recipe, RewardConfig, SampleConfig
+from prefloop.config import (
+    DIRECT,
+    DirectConfig,
+    DirectName,
+    EvaluateConfig,
+    JudgeConfig,
+    Recipe,
+    RewardConfig,
+    SampleConfig,
+)
 from prefloop.dataset import Dataset, Pair, judged_pairs
 from prefloop.demo.world import WORLDS, World
 from prefloop.evaluation.reward_quality import evaluate_reward
@@ -36,7 +45,7 @@ from prefloop.rollout.sampler import sample
 from prefloop.runs import StageWriter, folder_hash, read_json, read_lines, write_json, write_lines
 from prefloop.seeds import derive
 from prefloop.training.comparisons import PreferenceGroup, encode
-from prefloop.training.dpo import train_dpo
+from prefloop.training.direct import train_direct
 from prefloop.training.loop import Log, Metrics
 from prefloop.training.ppo import train_ppo
 from prefloop.training.pretrain import make_policy, train_pretrain
@@ -180,13 +189,15 @@ def ppo(context: Context, writer: StageWriter) -> None:
     save_file(value_head.state_dict(), writer.folder / "model" / "value_head.safetensors")
 
 
-def dpo(context: Context, writer: StageWriter) -> None:
+def direct(name: DirectName, context: Context, writer: StageWriter) -> None:
+    """DPO or one of its family."""
     recipe = context.recipe
+    config: DirectConfig = getattr(recipe, name)
     policy = load_policy(context.run / "sft" / "model")
     train, heldout, _ = judged_pairs(recipe, _comparisons(context))
     groups, heldout_groups = (_encode(context, policy, part) for part in (train, heldout))
     with context.log(writer) as log:
-        writer.extra |= train_dpo(policy, groups, heldout_groups, recipe.dpo, context.seed("dpo"), log)
+        writer.extra |= train_direct(policy, groups, heldout_groups, config, context.seed(name), log)
     policy.save(writer.folder / "model")
 
 
@@ -449,6 +460,6 @@ STAGES: dict[str, Callable[[Context, StageWriter], None]] = {
     "reward": reward,
     "judge": judge_model,
     "ppo": ppo,
-    "dpo": dpo,
+    **{name: partial(direct, name) for name in DIRECT},
     "evaluation": evaluation,
 }

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from prefloop.report import stages
 from prefloop.report.bars import whisker
-from prefloop.report.read import Evaluation, Interval, Manifest, Run, Sample, read_run
+from prefloop.report.read import DIRECT, Evaluation, Interval, Manifest, Run, Sample, read_run
 from prefloop.report.samples import Answer, Group, compared, folded, select, visible
 from prefloop.report.scale import duration, interval_text, memory, number, percent
 from prefloop.report.sections import Section, over_optimisation, win_rates
@@ -99,7 +99,8 @@ def _sections(run: Run) -> Iterator[Section | None]:
     yield stages.ppo_health(run)
     yield stages.reward_model(run, "reward")
     yield stages.reward_model(run, "judge")
-    yield stages.dpo(run)
+    for name in DIRECT:
+        yield stages.direct(run, name)
     yield stages.language_model(run, "sft")
     yield stages.language_model(run, "pretrain")
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-STAGE_ORDER = ("pretrain", "sft", "sample", "label", "reward", "judge", "ppo", "dpo", "evaluation")
+DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
+"""Algorithms that learn from comparisons without a reward model."""
+STAGE_ORDER = ("pretrain", "sft", "sample", "label", "reward", "judge", "ppo", *DIRECT, "evaluation")
 VERDICTS = ("win", "tie", "loss")
 Points = list[tuple[float, float]]
 

@@ -9,6 +9,7 @@ from prefloop.report.charts import NORMAL, SMALL, Options, Series, line_chart
 from prefloop.report.read import Interval, Metrics, Quality, Run
 from prefloop.report.scale import drawable, duration, finite, number, percent, wilson
 from prefloop.report.sections import Figure, Section, figure
+from prefloop.report.words import title
 
 # key, title, caption, and how it is drawn: s = a share, z = the axis starts at zero, l = logarithmic
 _HEALTH = (
@@ -266,8 +267,20 @@ def language_model(run: Run, stage: str) -> Section | None:
     return Section(stage, heading, lead, figures)
 
 
-def dpo(run: Run) -> Section | None:
-    metrics = run.metrics("dpo")
+FULL_NAMES = {
+    "dpo": "Direct preference optimisation",
+    "ipo": "Identity preference optimisation",
+    "kto": "Kahneman–Tversky optimisation",
+    "orpo": "Odds-ratio preference optimisation",
+    "simpo": "Simple preference optimisation",
+}
+WITHOUT_REFERENCE = {"orpo", "simpo"}
+HEADING_WITH_REFERENCE = "Chosen and rejected, against the reference"
+
+
+def direct(run: Run, name: str) -> Section | None:
+    """DPO or one of its family."""
+    metrics = run.metrics(name)
     if metrics is None:
         return None
     axis = metrics.axis
@@ -279,10 +292,10 @@ def dpo(run: Run) -> Section | None:
             Series("chosen", chosen, "blue", smooth=True),
             Series("rejected", rejected, "orange", dashed=True, smooth=True),
         ],
-        Options(x_label=axis, rules=((0.0, "as the reference"),)),
+        Options(x_label=axis, rules=() if name in WITHOUT_REFERENCE else ((0.0, "as the reference"),)),
     )
     figures += figure(
-        "Chosen and rejected, against the reference",
+        "Chosen and rejected, mean of a token" if name in WITHOUT_REFERENCE else HEADING_WITH_REFERENCE,
         "The chosen line should hold or rise while the rejected one falls. Both falling is the known "
         "failure: the margin grows, yet the good answers become less likely too.",
         chart,
@@ -295,12 +308,12 @@ def dpo(run: Run) -> Section | None:
     caption = "Implicit reward, chosen minus rejected. Should grow, then flatten; endless growth is overfitting."
     figures += figure("Margin", caption, chart, _shown(metrics, "margin", ""))
     return Section(
-        "dpo",
-        "Direct preference optimisation",
-        "DPO learns from the same comparisons without a reward model or sampling.",
+        name,
+        FULL_NAMES[name],
+        f"{title(name)} learns from the same comparisons without a reward model or sampling.",
         figures,
-        warnings=_falling(metrics),
-        short="DPO",
+        warnings=[] if name in WITHOUT_REFERENCE else _falling(metrics),
+        short=title(name),
     )
 
 

@@ -9,11 +9,14 @@ from prefloop.report.read import Evaluation, Run
 from prefloop.report.scale import THIN, interval_text, number, percent
 
 POLICY_TONES = {"ppo": "blue", "dpo": "orange"}
-_UPPER = {"ppo", "dpo", "sft", "kl", "rlhf", "grpo", "kto", "ipo"}
+_UPPER = {"ppo", "dpo", "sft", "kl", "rlhf", "ipo", "kto", "orpo"}
+_MIXED = {"simpo": "SimPO"}
 
 
 def title(name: str) -> str:
     """`ppo` → PPO, `pretrain` → Pretrain."""
+    if name in _MIXED:
+        return _MIXED[name]
     return name.upper() if name.lower() in _UPPER else name[:1].upper() + name[1:]
 
 
@@ -90,7 +93,7 @@ _SPOKEN = {
 
 def stage_name(name: str) -> str:
     """A stage inside a sentence."""
-    return _SPOKEN.get(name, name.upper() if name in _UPPER else name)
+    return _SPOKEN.get(name, title(name) if name in _UPPER or name in _MIXED else name)
 
 
 def left_out(run: Run) -> list[str]:

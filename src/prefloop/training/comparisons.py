@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,15 @@ class PreferenceGroup:
     pairs: tuple[tuple[int, int, float, float], ...]
     """(i, j, votes for i, votes for j); a tie is half a vote for each."""
     ref_log_probs: Float[Tensor, " K"] | None = None
-    """log π_ref of each answer, summed over its tokens; only DPO fills it in."""
+    """log π_ref of each answer, summed over its tokens; methods with a reference fill it in."""
+    mismatched: Rendered | None = None
+    """This prompt with an answer to another; KTO estimates its reference point from such."""
+    ref_mismatched: Float[Tensor, ""] | None = None
+    """log π_ref of that answer, summed over its tokens."""
+
+    @property
+    def all_sequences(self) -> tuple[Rendered, ...]:
+        return self.sequences if self.mismatched is None else (*self.sequences, self.mismatched)
 
     @property
     def votes(self) -> float:
@@ -62,6 +70,26 @@ def encode(
         if pairs:
             groups.append(PreferenceGroup(tuple(rendered[i] for i in kept), pairs))
     return groups, cut, left_out
+
+
+def with_mismatched(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
+    """Each group with the first answer of the group before it, as if it answered this prompt.
+
+    Raises:
+        ValueError: there is one prompt only.
+    """
+    if len(groups) == 1:
+        raise ValueError("KTO compares answers with those to other prompts; there is only one prompt")
+    return [
+        replace(group, mismatched=_answer_to(group.sequences[0], other.sequences[0]))
+        for group, other in zip(groups, [*groups[-1:], *groups[:-1]], strict=True)
+    ]
+
+
+def _answer_to(asked: Rendered, other: Rendered) -> Rendered:
+    """The prompt of ``asked`` with the answer of ``other``."""
+    here, there = asked.mask.index(True), other.mask.index(True)
+    return Rendered(asked.ids[:here] + other.ids[there:], asked.mask[:here] + other.mask[there:])
 
 
 def flatten(groups: Sequence[PreferenceGroup], device: torch.device) -> tuple[list[Rendered], Pairs]:

@@ -1,4 +1,4 @@
-"""DPO: the loss from the model's own logits, the reference read once, and the optimum in closed form."""
+"""DPO and its family: losses from the model's own logits, a reference read once, the optimum in closed form."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.toys import (
 from torch import Tensor
 
 from prefloop.chat import Rendered
-from prefloop.config import DPOConfig
+from prefloop.config import DirectConfig, DPOConfig, IPOConfig, KTOConfig, ORPOConfig, SimPOConfig
 from prefloop.feedback.records import Prompt
 from prefloop.policy import Policy
-from prefloop.training import dpo as module
+from prefloop.training import direct as module
 from prefloop.training.comparisons import PreferenceGroup
-from prefloop.training.dpo import train_dpo
+from prefloop.training.direct import train_direct
 from prefloop.training.loop import Metrics
 
 VOCABULARY = 258
@@ -53,10 +53,11 @@ def train(
     data: Sequence[PreferenceGroup],
     heldout: Sequence[PreferenceGroup] = (),
     seed: int = 0,
+    section: type[DirectConfig] = DPOConfig,
     **options: Any,
 ) -> list[Metrics]:
     lines: list[Metrics] = []
-    train_dpo(made, data, heldout, DPOConfig(**{"batch_size": len(data), **options}), seed, lines.append)
+    train_direct(made, data, heldout, section(**{"batch_size": len(data), **options}), seed, lines.append)
     return lines
 
 
@@ -96,9 +97,16 @@ def test_line_28_the_gradient_is_that_of_the_formula_on_whole_answers(
         torch.testing.assert_close(slope, wanted, atol=1e-9, rtol=0)
 
 
-def test_line_14_micro_batches_change_no_gradient(float64: None, gradients: list[list[Tensor]]) -> None:
+FAMILY = (DPOConfig, IPOConfig, KTOConfig, ORPOConfig, SimPOConfig)
+family = pytest.mark.parametrize("section", FAMILY, ids=lambda section: section.__name__.removesuffix("Config"))
+
+
+@family
+def test_line_14_micro_batches_change_no_gradient(
+    section: type[DirectConfig], float64: None, gradients: list[list[Tensor]]
+) -> None:
     for size in (1, 60, 10_000):
-        train(policy(), groups(7), micro_batch_tokens=size, max_grad_norm=1e9)
+        train(policy(), groups(7), section=section, micro_batch_tokens=size, max_grad_norm=1e9)
     assert len(gradients) == 3
     for cut in gradients[:2]:
         for found, whole in zip(cut, gradients[2], strict=True):
@@ -132,7 +140,7 @@ def test_line_29_chosen_and_rejected_are_watched_apart() -> None:
         after.append(sums())
 
     before = sums()
-    train_dpo(made, data, [], DPOConfig(batch_size=6, epochs=2.0, learning_rate=1e-3, beta=0.5), 0, log)
+    train_direct(made, data, [], DPOConfig(batch_size=6, epochs=2.0, learning_rate=1e-3, beta=0.5), 0, log)
     chosen = rejected = margin = votes = 0.0
     for group, old, new in zip(data, before, after[0], strict=True):
         change = [b - a for a, b in zip(old, new, strict=True)]
@@ -184,13 +192,99 @@ def toy(made: Policy, count: int, start: int) -> list[PreferenceGroup]:
     return found
 
 
-def test_a_toy_preference_is_learnt_and_holds_on_new_prompts() -> None:
+@family
+def test_a_toy_preference_is_learnt_and_holds_on_new_prompts(section: type[DirectConfig]) -> None:
     made = policy()
-    lines = train(made, toy(made, 32, 0), toy(made, 8, 100), epochs=4.0, batch_size=8, learning_rate=3e-3)
+    data, heldout = toy(made, 32, 0), toy(made, 8, 100)
+    lines = train(made, data, heldout, section=section, epochs=4.0, batch_size=8, learning_rate=3e-3)
     assert lines[-1]["eval_accuracy"] == 1.0
-    assert lines[-1]["eval_loss"] < 0.3
-    assert lines[-1]["chosen_logp"] > lines[-1]["rejected_logp"] + 5
-    assert lines[-1]["margin"] > 0.5
+    assert lines[-1]["eval_loss"] < lines[0]["loss"]
+    assert lines[-1]["chosen_logp"] > lines[-1]["rejected_logp"] + (5 if section is DPOConfig else 0.5)
+    assert lines[-1]["margin"] > 0.4
+
+
+def test_line_28_the_gradients_of_the_family_are_those_of_the_formulas_on_whole_answers(
+    float64: None, gradients: list[list[Tensor]]
+) -> None:
+    """IPO and KTO on log-ratios, ORPO and SimPO on means over tokens; KTO's point from answers to other prompts."""
+    beta, data = 0.3, groups(5)
+    sigma = torch.sigmoid
+    softplus = torch.nn.functional.softplus
+    wanted: list[list[Tensor]] = []
+    for section in FAMILY[1:]:
+        made = policy()
+        total, votes = torch.zeros(()), 0.0
+        for group in data:
+            sums = [log_likelihood(made.model, sequence) for sequence in group.sequences]
+            ratios = [value - value.detach() for value in sums]
+            means = [value / s.response_tokens for value, s in zip(sums, group.sequences, strict=True)]
+            for i, j, wins, losses in group.pairs:
+                for better, worse, count in ((i, j, wins), (j, i, losses)):
+                    delta = means[better] - means[worse]
+                    if section is IPOConfig:
+                        cost = (ratios[better] - ratios[worse] - 1 / (2 * beta)) ** 2
+                    elif section is KTOConfig:  # z is 0: the policy is still the reference
+                        cost = (1 - sigma(beta * ratios[better]) + 1 - sigma(-beta * ratios[worse])) / 2
+                    elif section is ORPOConfig:
+                        odds = [means[k] - torch.log1p(-means[k].exp()) for k in (better, worse)]
+                        cost = -means[better] + 0.1 * softplus(odds[1] - odds[0])
+                    else:
+                        cost = softplus(-(2.0 * delta - 1.0))
+                    total = total + count * cost
+                votes += wins + losses
+        wanted.append(list(torch.autograd.grad(total / votes, list(made.model.parameters()))))
+        options = {"beta": beta} if section in (IPOConfig, KTOConfig) else {}
+        train(made, data, section=section, max_grad_norm=1e9, **options)
+    for found, expected in zip(gradients, wanted, strict=True):
+        assert max(float(slope.abs().max()) for slope in expected) > 0.01
+        for slope, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(slope, other, atol=1e-9, rtol=0)
+
+
+def test_line_28_ktos_reference_point_is_the_mean_change_of_mismatched_answers() -> None:
+    """After a first step: the mean of h over each prompt with the first answer of the prompt before it."""
+    made, data = policy(), groups(4)
+    mixed = [
+        Rendered(g.sequences[0].ids[: g.sequences[0].mask.index(True)] + o.ids[o.mask.index(True) :],
+                 g.sequences[0].mask[: g.sequences[0].mask.index(True)] + o.mask[o.mask.index(True) :])
+        for g, o in zip(data, [data[-1].sequences[0], *(g.sequences[0] for g in data[:-1])], strict=True)
+    ]  # fmt: skip
+    before = [float(naive_log_probs(made.model, s).sum()) for s in mixed]
+    after: list[float] = []
+    lines: list[Metrics] = []
+
+    def log(line: Metrics) -> None:
+        lines.append(line)
+        after.append(sum(float(naive_log_probs(made.model, s).sum()) for s in mixed) / len(mixed))
+
+    train_direct(made, data, [], KTOConfig(batch_size=4, epochs=2.0, learning_rate=3e-3), 0, log)
+    assert lines[0]["reference_point"] == pytest.approx(0.0, abs=1e-4)
+    assert lines[1]["reference_point"] == pytest.approx(max(0.0, after[0] - sum(before) / 4), abs=1e-4)
+    assert abs(after[0] - sum(before) / 4) > 0.01
+
+
+def test_kto_needs_two_prompts() -> None:
+    with pytest.raises(ValueError, match="there is only one prompt"):
+        train(policy(), groups(1), section=KTOConfig)
+
+
+@pytest.mark.parametrize("section", [ORPOConfig, SimPOConfig])
+def test_without_a_reference_no_pass_is_spent_on_it(
+    section: type[DirectConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a reference was read")
+
+    monkeypatch.setattr(module, "score_responses", never)
+    train(policy(), groups(4), section=section)
+
+
+def test_ipo_reaches_its_margin() -> None:
+    """Everybody prefers one of two answers: the log-ratio settles at 1/(2β), where DPO's would grow for ever."""
+    made = policy()
+    [group] = toy(made, 1, 0)
+    lines = train(made, [group], section=IPOConfig, beta=0.2, epochs=120.0, learning_rate=1e-3)
+    assert lines[-1]["chosen_logp"] - lines[-1]["rejected_logp"] == pytest.approx(1 / (2 * 0.2), abs=0.1)
 
 
 @pytest.mark.parametrize(("count", "batch", "epochs", "steps"), [(12, 4, 2.0, 6), (7, 7, 1.0, 1)])
@@ -221,4 +315,4 @@ def test_same_seed_same_model_bit_for_bit() -> None:
 
 def test_no_comparisons_is_an_error() -> None:
     with pytest.raises(ValueError, match="no comparisons to learn from"):
-        train_dpo(policy(), [], [], DPOConfig(), 0, print)
+        train_direct(policy(), [], [], DPOConfig(), 0, print)

@@ -1,0 +1,164 @@
+"""DPO and its family [Rafailov et al. 2023]: train the policy on comparisons directly, without a reward model.
+
+The losses are in :mod:`prefloop.algorithms.dpo`; this loop is the same for all of them. What differs is the quantity
+of an answer that is compared: for DPO, IPO and KTO its log-ratio to the reference, summed over its tokens; for ORPO
+and SimPO its log-probability, the mean over its tokens, and they need no reference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prefloop.algorithms.dpo import dpo_loss, ipo_loss, kto_loss, kto_reference_point, orpo_loss, simpo_loss
+from prefloop.algorithms.likelihood import sequence_sums
+from prefloop.chat import Rendered
+from prefloop.config import DirectConfig, DPOConfig, IPOConfig, KTOConfig, ORPOConfig, SimPOConfig
+from prefloop.models.forward import pad, response_log_probs, score_responses
+from prefloop.policy import Policy
+from prefloop.training.comparisons import Pairs, PreferenceGroup, flatten, group_micro_batches, with_mismatched
+from prefloop.training.loop import Log, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
+
+WITH_REFERENCE = (DPOConfig, IPOConfig, KTOConfig)
+
+
+def train_direct(
+    policy: Policy,
+    groups: Sequence[PreferenceGroup],
+    heldout: Sequence[PreferenceGroup],
+    config: DirectConfig,
+    seed: int,
+    log: Log,
+) -> Metrics:
+    """Train ``policy`` in place with the loss that ``config`` belongs to; as it comes in, it is the reference.
+
+    The reference is read once, before training: no second model is kept.
+
+    Returns:
+        ``eval_loss`` and ``eval_accuracy`` where there are held-out comparisons.
+    """
+    if not groups:
+        raise ValueError("there are no comparisons to learn from. Import some, or let answers be judged first")
+    model, started = policy.model, time.perf_counter()
+    model.eval()
+    if isinstance(config, KTOConfig):
+        groups, heldout = with_mismatched(groups), with_mismatched(heldout)
+    if isinstance(config, WITH_REFERENCE):
+        groups, heldout = (_with_reference(model, part, config) for part in (groups, heldout))
+    steps = steps_in(len(groups), config.batch_size, config.epochs)
+    optimiser = Optimiser(model.parameters(), config, steps)
+    point = torch.zeros((), device=model.device)
+
+    def loss(batch: list[PreferenceGroup]) -> tuple[Tensor, dict[str, Tensor]]:
+        return _losses(model, batch, config, point)
+
+    result: Metrics = {}
+    for step, batch in enumerate(shuffled_batches(groups, config.batch_size, steps, seed), start=1):
+        if isinstance(config, KTOConfig):
+            point = _reference_point(model, batch, config)
+        micro = group_micro_batches(batch, config.micro_batch_tokens)
+        line = optimiser.step(micro, loss, sum(group.votes for group in batch))
+        if isinstance(config, KTOConfig):
+            line["reference_point"] = float(point)
+        if heldout and is_checkpoint(step, steps):
+            result = _heldout_figures(model, heldout, config)
+            line |= result
+        log({"step": step, "progress": step / steps, **line, "seconds": time.perf_counter() - started})
+    return result
+
+
+def _losses(
+    model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig, point: Float[Tensor, ""]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of every pair (KTO: of every answer), to be divided by the number of votes."""
+    sequences, pairs = flatten(groups, model.device)
+    values = _values(model, sequences, groups, config)
+    first, second = values[pairs.first], values[pairs.second]
+    wins, losses = pairs.wins, pairs.losses
+    match config:
+        case DPOConfig():
+            found, stats = dpo_loss(first - second, wins, losses, config.beta, config.label_smoothing)
+        case IPOConfig():
+            found, stats = ipo_loss(first - second, wins, losses, config.beta)
+        case ORPOConfig():
+            found, stats = orpo_loss(first, second, wins, losses, config.weight)
+        case SimPOConfig():
+            found, stats = simpo_loss(first - second, wins, losses, config.beta, config.margin)
+        case KTOConfig():
+            desirable, undesirable = _votes_by_answer(pairs, len(sequences))
+            weights = config.desirable_weight, config.undesirable_weight
+            # A vote says something about two answers: the mean over both is what one vote costs.
+            found = kto_loss(values, point, desirable, undesirable, config.beta, *weights) / 2
+            _, stats = dpo_loss(first.detach() - second.detach(), wins, losses, config.beta)
+        case _:
+            raise TypeError(f"no loss belongs to {type(config).__name__}")
+    # Apart, not as a difference: both falling is the known failure of these methods.
+    stats["chosen_logp"] = (wins * first + losses * second).detach()
+    stats["rejected_logp"] = (wins * second + losses * first).detach()
+    return found, stats
+
+
+def _values(
+    model: Any, sequences: Sequence[Rendered], groups: Sequence[PreferenceGroup], config: DirectConfig
+) -> Float[Tensor, " B"]:
+    """What is compared: an answer's log-ratio to the reference, or its mean log-probability."""
+    batch = pad(sequences, model.device)
+    sums = sequence_sums(response_log_probs(model, batch), batch.rows, len(sequences))
+    if isinstance(config, WITH_REFERENCE):
+        return sums - torch.cat([group.ref_log_probs for group in groups if group.ref_log_probs is not None])
+    return sums / torch.tensor([sequence.response_tokens for sequence in sequences], device=sums.device)
+
+
+def _votes_by_answer(pairs: Pairs, answers: int) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Votes for and against each answer."""
+    ends = torch.cat([pairs.first, pairs.second])
+    return (
+        pairs.wins.new_zeros(answers).index_add(0, ends, torch.cat([pairs.wins, pairs.losses])),
+        pairs.wins.new_zeros(answers).index_add(0, ends, torch.cat([pairs.losses, pairs.wins])),
+    )
+
+
+def _with_reference(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> list[PreferenceGroup]:
+    """The groups with log π_ref of each answer, from one pass over all of them."""
+    answers = [sequence for group in groups for sequence in group.all_sequences]
+    if not answers:
+        return []
+    sums = torch.stack([values.sum() for values in score_responses(model, answers, config.micro_batch_tokens)])
+    parts = sums.split([len(group.all_sequences) for group in groups])
+    return [
+        replace(
+            group,
+            ref_log_probs=part[: len(group.sequences)],
+            ref_mismatched=part[-1] if group.mismatched else None,
+        )
+        for group, part in zip(groups, parts, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _reference_point(model: Any, groups: Sequence[PreferenceGroup], config: KTOConfig) -> Float[Tensor, ""]:
+    """KTO's z, of the whole optimiser step, so that micro-batches change nothing."""
+    sequences = [group.mismatched for group in groups if group.mismatched is not None]
+    sums = [values.sum() for values in score_responses(model, sequences, config.micro_batch_tokens)]
+    ref = [group.ref_mismatched for group in groups if group.ref_mismatched is not None]
+    return kto_reference_point(torch.stack(sums) - torch.stack(ref))
+
+
+@torch.no_grad()
+def _heldout_figures(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> Metrics:
+    votes = sum(group.votes for group in groups)
+    point = torch.zeros((), device=model.device)
+    if isinstance(config, KTOConfig):
+        point = _reference_point(model, groups, config)
+    sums = {"eval_loss": 0.0, "eval_accuracy": 0.0}
+    for batch in group_micro_batches(groups, config.micro_batch_tokens):
+        losses, stats = _losses(model, batch, config, point)
+        sums["eval_loss"] += float(losses.sum())
+        sums["eval_accuracy"] += float(stats["accuracy"].sum())
+    return {name: value / votes for name, value in sums.items()}
