@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from prefloop.report.scale import Scale, tick_label
 
-TONES = ("blue", "orange", "green", "purple", "grey")
+TONES = ("blue", "orange", "green", "purple", "grey", "rose")
 CHARACTER = 6.1  # mean width of a character of the 11-unit axis labels
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from prefloop.report.read import Evaluation, Run
 from prefloop.report.scale import THIN, interval_text, number, percent
 
-POLICY_TONES = {"ppo": "blue", "dpo": "orange"}
+POLICY_TONES = {"ppo": "blue", "dpo": "orange", "ipo": "green", "kto": "purple", "orpo": "grey", "simpo": "rose"}
 _UPPER = {"ppo", "dpo", "sft", "kl", "rlhf", "ipo", "kto", "orpo"}
 _MIXED = {"simpo": "SimPO"}
 
