@@ -243,7 +243,9 @@ def test_line_28_the_gradients_of_the_family_are_those_of_the_formulas_on_whole_
 
 def test_line_28_ktos_reference_point_is_the_mean_change_of_mismatched_answers() -> None:
     """After a first step: the mean of h over each prompt with the first answer of the prompt before it."""
-    made, data = policy(), groups(4)
+    made = policy()
+    # The first answers win, so they become likelier, and not only where they were given.
+    data = [PreferenceGroup(group.sequences, ((0, 1, 1.0, 0.0),)) for group in groups(4)]
     mixed = [
         Rendered(g.sequences[0].ids[: g.sequences[0].mask.index(True)] + o.ids[o.mask.index(True) :],
                  g.sequences[0].mask[: g.sequences[0].mask.index(True)] + o.mask[o.mask.index(True) :])
@@ -260,7 +262,7 @@ def test_line_28_ktos_reference_point_is_the_mean_change_of_mismatched_answers()
     train_direct(made, data, [], KTOConfig(batch_size=4, epochs=2.0, learning_rate=3e-3), 0, log)
     assert lines[0]["reference_point"] == pytest.approx(0.0, abs=1e-4)
     assert lines[1]["reference_point"] == pytest.approx(max(0.0, after[0] - sum(before) / 4), abs=1e-4)
-    assert abs(after[0] - sum(before) / 4) > 0.01
+    assert after[0] - sum(before) / 4 > 0.01
 
 
 def test_kto_needs_two_prompts() -> None:
