@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from prefloop.config import (
+    ALGORITHMS,
+    DIRECT,
     DataConfig,
     DPOConfig,
     EvaluateConfig,
@@ -19,10 +21,13 @@ from prefloop.config import (
     RewardConfig,
     Section,
     SFTConfig,
+    StageName,
 )
+from prefloop.console import FIGURES, MEANINGS
 from prefloop.demo.recipe import demo_table, starter_text
 from prefloop.labelers.simulated import PANEL
 from prefloop.recipes import check, dump_recipe, load_recipe, make_recipe
+from prefloop.report import read, words
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -153,6 +158,15 @@ def test_contradictory_pairs_are_refused(settings: list[str], parts: list[str]) 
     message = refusal(*settings)
     for part in parts:
         assert part in message
+
+
+def test_every_stage_has_its_place_in_the_report_and_on_the_terminal() -> None:
+    """Neither may import the recipe, so each has its own list of names."""
+    assert set(read.STAGE_ORDER) == set(MEANINGS) == set(get_args(StageName))
+    assert read.DIRECT == DIRECT
+    assert set(FIGURES) == set(get_args(StageName)) - {"sample", "label", "evaluation"}
+    assert set(words.POLICY_TONES) == set(ALGORITHMS)
+    assert len(set(words.POLICY_TONES.values())) == len(ALGORITHMS)
 
 
 def test_settings_that_change_nothing_are_named() -> None:

@@ -370,7 +370,10 @@ class Recipe(Section):
 
     @property
     def ignored(self) -> list[str]:
-        """Settings that differ from their defaults and change nothing, each with the reason."""
+        """Settings that differ from their defaults and change nothing, each with the reason.
+
+        Sections of algorithms that are not asked for are not named: they may stand ready.
+        """
         reasons: dict[str, str] = {}
 
         def unused(reason: str, *keys: str) -> None:

@@ -41,7 +41,7 @@ def dpo_loss(
     smooth_wins = (1 - label_smoothing) * wins + label_smoothing * losses
     smooth_losses = (1 - label_smoothing) * losses + label_smoothing * wins
     loss = -smooth_wins * F.logsigmoid(margin) - smooth_losses * F.logsigmoid(-margin)
-    return loss, _pair_stats(margin, wins, losses)
+    return loss, pair_stats(margin, wins, losses)
 
 
 def ipo_loss(
@@ -57,7 +57,7 @@ def ipo_loss(
     """
     target = 1 / (2 * beta)
     loss = wins * (difference - target).square() + losses * (difference + target).square()
-    return loss, _pair_stats(beta * difference, wins, losses)
+    return loss, pair_stats(beta * difference, wins, losses)
 
 
 def kto_loss(
@@ -81,9 +81,8 @@ def kto_loss(
         desirable_weight, undesirable_weight: λ_D and λ_U; the paper wants λ_D·n_D / (λ_U·n_U) in [1, 4/3].
     """
     margin = beta * (ratios - kl.detach())
-    return desirable * desirable_weight * torch.sigmoid(-margin) + undesirable * undesirable_weight * torch.sigmoid(
-        margin
-    )
+    liked = desirable * desirable_weight * torch.sigmoid(-margin)
+    return liked + undesirable * undesirable_weight * torch.sigmoid(margin)
 
 
 def kto_reference_point(mismatched_ratios: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -110,7 +109,7 @@ def orpo_loss(
     log_odds = (first - _log1mexp(first)) - (second - _log1mexp(second))
     imitation = -wins * first - losses * second
     contrast = -wins * F.logsigmoid(log_odds) - losses * F.logsigmoid(-log_odds)
-    return imitation + weight * contrast, _pair_stats(log_odds, wins, losses)
+    return imitation + weight * contrast, pair_stats(log_odds, wins, losses)
 
 
 def simpo_loss(
@@ -128,10 +127,12 @@ def simpo_loss(
     """
     reward = beta * difference
     loss = -wins * F.logsigmoid(reward - margin) - losses * F.logsigmoid(-reward - margin)
-    return loss, _pair_stats(reward, wins, losses)
+    return loss, pair_stats(reward, wins, losses)
 
 
-def _pair_stats(margin: Float[Tensor, " P"], wins: Float[Tensor, " P"], losses: Float[Tensor, " P"]) -> Stats:
+def pair_stats(margin: Float[Tensor, " P"], wins: Float[Tensor, " P"], losses: Float[Tensor, " P"]) -> Stats:
+    """The votes that the sign of ``margin`` gets right (half of them at 0), and the margin towards the side with the
+    votes, times the votes."""
     margin = margin.detach()
     correct = (margin.sign() + 1) / 2
     return {"accuracy": wins * correct + losses * (1 - correct), "margin": (wins - losses) * margin}

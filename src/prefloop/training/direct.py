@@ -16,7 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefloop.algorithms.dpo import dpo_loss, ipo_loss, kto_loss, kto_reference_point, orpo_loss, simpo_loss
+from prefloop.algorithms.dpo import (
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
+    orpo_loss,
+    pair_stats,
+    simpo_loss,
+)
 from prefloop.algorithms.likelihood import sequence_sums
 from prefloop.chat import Rendered
 from prefloop.config import DirectConfig, DPOConfig, IPOConfig, KTOConfig, ORPOConfig, SimPOConfig
@@ -95,7 +103,7 @@ def _losses(
             weights = config.desirable_weight, config.undesirable_weight
             # A vote says something about two answers: the mean over both is what one vote costs.
             found = kto_loss(values, point, desirable, undesirable, config.beta, *weights) / 2
-            _, stats = dpo_loss(first.detach() - second.detach(), wins, losses, config.beta)
+            stats = pair_stats(config.beta * (first - second), wins, losses)
         case _:
             raise TypeError(f"no loss belongs to {type(config).__name__}")
     # Apart, not as a difference: both falling is the known failure of these methods.
