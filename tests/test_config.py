@@ -170,22 +170,22 @@ def test_every_stage_has_its_place_in_the_report_and_on_the_terminal() -> None:
 
 
 def test_settings_that_change_nothing_are_named() -> None:
-    assert make_recipe({}, []).ignored == []
-    assert make_recipe(tomllib.loads((RECIPES / "hh.toml").read_text(encoding="utf-8"))).ignored == []
-    assert make_recipe(demo_table("demo", 0, "both", human=False)).ignored == []
-    assert make_recipe(demo_table("demo", 0, "ppo", human=True)).ignored == []
-    assert make_recipe({}, ["model.path=x", "model.width=64", "pretrain.tokens=5"]).ignored == [
-        "model.width: model.path is set",
-        "pretrain.tokens: model.path is set",
-    ]
+    assert make_recipe({}, []).ignored == {}
+    assert make_recipe(tomllib.loads((RECIPES / "hh.toml").read_text(encoding="utf-8"))).ignored == {}
+    assert make_recipe(demo_table("demo", 0, "both", human=False)).ignored == {}
+    assert make_recipe(demo_table("demo", 0, "ppo", human=True)).ignored == {}
+    assert make_recipe({}, ["model.path=x", "model.width=64", "pretrain.tokens=5"]).ignored == {
+        "model.path is set": ["model.width", "pretrain.tokens"]
+    }
     found = make_recipe({}, ["label.overlap=2", "sample.answers=4", "judge.epochs=3.0", "ppo.kl_horizon=5"]).ignored
-    assert found == [
-        'label.overlap: label.by is "none"',
-        'sample.answers: label.by is "none"',
-        "judge.epochs: judge.fraction is 0",
-        "ppo.kl_horizon: ppo.kl_target is 0",
-    ]
-    assert make_recipe({}, ["data.world=rewriter", 'data.files=["x"]']).ignored == ["data.files: data.world is set"]
+    assert found == {
+        'label.by is "none"': ["label.overlap", "sample.answers"],
+        "judge.fraction is 0": ["judge.epochs"],
+        "ppo.kl_target is 0": ["ppo.kl_horizon"],
+    }
+    assert make_recipe({}, ["data.world=rewriter", 'data.files=["x"]']).ignored == {
+        "data.world is set": ["data.files"]
+    }
 
 
 def test_a_checkpoint_brings_its_own_context() -> None:

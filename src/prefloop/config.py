@@ -369,8 +369,8 @@ class Recipe(Section):
             )
 
     @property
-    def ignored(self) -> list[str]:
-        """Settings that differ from their defaults and change nothing, each with the reason.
+    def ignored(self) -> dict[str, list[str]]:
+        """Why settings change nothing, and the settings: those that differ from their defaults.
 
         Sections of algorithms that are not asked for are not named: they may stand ready.
         """
@@ -404,7 +404,11 @@ class Recipe(Section):
             section, field = key.split(".")
             return of[section][field]
 
-        return [f"{key}: {why}" for key, why in reasons.items() if value(mine, key) != value(default, key)]
+        found: dict[str, list[str]] = {}
+        for key, reason in reasons.items():
+            if value(mine, key) != value(default, key):
+                found.setdefault(reason, []).append(key)
+        return found
 
     @property
     def stages(self) -> tuple[StageName, ...]:

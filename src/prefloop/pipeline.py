@@ -87,8 +87,8 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
     """
     listener = listener or Silence()
     recipe = _resolved(recipe, folder or project)
-    for setting in recipe.ignored:
-        listener.note(f"This setting changes nothing: {setting}.")
+    for reason, settings in recipe.ignored.items():
+        listener.note(f"Without effect, since {reason}: {', '.join(settings)}.")
     runs = RunFolder(project / "runs" / recipe.name)
     with _threads(recipe.threads), Store.open(project / "feedback.db") as store:
         data = prepare(recipe, store, folder or project)
