@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from prefloop.config import Recipe, Section
+from prefloop.config import Section
+from prefloop.recipes import Recipe
 
 HEAD = """\
 # The recipe
@@ -30,6 +31,8 @@ def page() -> str:
     for name, field in Recipe.model_fields.items():
         if _is_section(field):
             parts += [f"\n## `[{name}]`\n", _text(field.annotation.__doc__), "", *_table(field.annotation)]
+        elif row := _row_of(field):
+            parts += [f"\n## `[[{name}]]`\n", _text(row.__doc__), "", *_table(row)]
     return "\n".join(parts)
 
 
@@ -38,12 +41,18 @@ def _table(section: type[Section]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, field in section.model_fields.items():
         if not _is_section(field):
-            default = json.dumps(field.default, ensure_ascii=False)
+            default = "required" if field.is_required() else json.dumps(field.default, ensure_ascii=False)
             yield f"| `{name}` | `{default}` | {_allowed(field)} | {_text(field.description)} |"
 
 
 def _is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _row_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a list of tables is made of."""
+    inner = get_args(field.annotation)[:1] if get_origin(field.annotation) is tuple else ()
+    return inner[0] if inner and isinstance(inner[0], type) and issubclass(inner[0], Section) else None
 
 
 def _allowed(field: FieldInfo) -> str:
@@ -61,6 +70,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{json.dumps(choice)}`" for choice in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"list of {_type(get_args(annotation)[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "tables"
     if annotation not in NAMES:
         raise TypeError(f"no words for {annotation!r}")
     return NAMES[annotation]

@@ -11,14 +11,15 @@ import pytest
 from prefloop.config import (
     ALGORITHMS,
     DIRECT,
+    ON_POLICY,
     DataConfig,
     DPOConfig,
     EvaluateConfig,
     ModelConfig,
     PPOConfig,
     PretrainConfig,
-    Recipe,
     RewardConfig,
+    RewardSource,
     Section,
     SFTConfig,
     StageName,
@@ -26,12 +27,16 @@ from prefloop.config import (
 from prefloop.console import FIGURES, MEANINGS
 from prefloop.demo.recipe import demo_table, starter_text
 from prefloop.labelers.simulated import PANEL
-from prefloop.recipes import check, dump_recipe, load_recipe, make_recipe
+from prefloop.recipes import Recipe, check, dump_recipe, load_recipe, make_recipe
 from prefloop.report import read, words
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 OPTIMISATION = "learning_rate warmup_fraction weight_decay max_grad_norm micro_batch_tokens"
+SAMPLED = f"{OPTIMISATION} iterations episodes minibatch_episodes epochs temperature max_response_tokens "
+SAMPLED += "missing_eos_penalty"
+GRADIENT = f"{SAMPLED} kl_coef kl_in kl_estimator kl_target kl_horizon scale_scores clip_scores whiten_rewards "
+GRADIENT += "clip_range dual_clip entropy_coef"
 FIELDS = {
     "data": "files world world_prompts world_heldout heldout_fraction criterion "
     "max_prompt_tokens max_response_tokens",
@@ -42,9 +47,12 @@ FIELDS = {
     "label": "by overlap minimum",
     "reward": f"{OPTIMISATION} epochs batch_size centre_coef",
     "judge": f"{OPTIMISATION} epochs batch_size centre_coef fraction",
-    "ppo": f"{OPTIMISATION} iterations episodes minibatch_episodes epochs kl_coef kl_estimator kl_target kl_horizon "
-    "gamma lam clip_range value_clip_range value_coef entropy_coef temperature max_response_tokens "
-    "missing_eos_penalty",
+    "ppo": f"{GRADIENT} critic gamma lam value_clip_range value_coef",
+    "reinforce": f"{GRADIENT} gamma",
+    "rloo": f"{GRADIENT} answers",
+    "grpo": f"{GRADIENT} answers scale_advantages",
+    "reinforce_pp": f"{GRADIENT} gamma",
+    "online_dpo": f"{SAMPLED} answers beta judge",
     "dpo": f"{OPTIMISATION} epochs batch_size beta label_smoothing",
     "ipo": f"{OPTIMISATION} epochs batch_size beta",
     "kto": f"{OPTIMISATION} epochs batch_size beta desirable_weight undesirable_weight",
@@ -66,7 +74,8 @@ def test_the_recipe_has_these_fields_and_no_others() -> None:
     table = Recipe().model_dump()
     found = {name: " ".join(value) for name, value in table.items() if isinstance(value, dict)}
     assert found == FIELDS
-    assert table.keys() - found.keys() == {"name", "seed", "threads", "algorithms"}
+    assert table.keys() - found.keys() == {"name", "seed", "threads", "algorithms", "rewards"}
+    assert " ".join(RewardSource.model_fields) == "name weight function batched model"
 
 
 def test_defaults_are_a_recipe() -> None:
@@ -95,6 +104,9 @@ def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
         ("ppo.epoch=2", ["ppo.epoch:", "did you mean ppo.epochs?"]),
         ("kl_coef=0.1", ["kl_coef:", "did you mean ppo.kl_coef?", "Allowed here: name, seed"]),
         ("pppo.kl_coef=0.1", ["pppo:", "did you mean ppo?"]),
+        ("rloo.value_coef=0.1", ["rloo.value_coef: there is no such key", "Allowed here: ", "answers"]),
+        ("grpo.lam=0.9", ["grpo.lam: there is no such key", "Allowed here: "]),
+        ("rloo.answers=1", ["rloo.answers = 1", "greater than or equal to 2"]),
         ("sed=1", ["sed:", "did you mean seed?"]),
         ("zzz=1", ["zzz:", "no such key. Allowed here: name"]),
         ("sft.rewards=1", ["sft.rewards:", "no such key", "Allowed here: learning_rate"]),
@@ -106,9 +118,9 @@ def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
         ("ppo.kl_coef=nan", ["ppo.kl_coef = nan", "finite"]),
         ("ppo.learning_rate=inf", ["ppo.learning_rate = inf", "finite"]),
         ("data.heldout_fraction=1.0", ["data.heldout_fraction = 1.0", "less than 1"]),
-        ("ppo.kl_estimator=k2", ["ppo.kl_estimator = 'k2'", "'k1' or 'k3'"]),
+        ("ppo.kl_estimator=k4", ["ppo.kl_estimator = 'k4'", "'k1', 'k2', 'k3' or 'full'"]),
         ("data.world=rewriterr", ["data.world = 'rewriterr'", "'rewriter'"]),
-        ('algorithms=["pop"]', ["algorithms.0 = 'pop'", "'ppo', 'dpo', 'ipo', 'kto', 'orpo' or 'simpo'"]),
+        ('algorithms=["pop"]', ["algorithms.0 = 'pop'", "'online_dpo', 'dpo', 'ipo', 'kto', 'orpo' or 'simpo'"]),
         ("algorithms=ppo", ["algorithms = 'ppo'"]),
         ("ppo=3", ["ppo = 3"]),
         ("name.x=1", ["name = {'x': 1}", "valid string"]),
@@ -147,7 +159,14 @@ def test_all_faults_are_told_at_once() -> None:
         (["evaluate.max_response_tokens=257"], ["at most 512", "evaluate.max_response_tokens (257)", "need 513"]),
         (["label.by=human", "sample.max_response_tokens=257"], ["sample.max_response_tokens (257)", "need 513"]),
         (["pretrain.block=600"], ["pretrain.block (600)", "model.context (512)"]),
-        (["algorithms=[]"], ["algorithms is empty", "ppo, dpo, ipo, kto, orpo, simpo"]),
+        (["algorithms=[]"], ["algorithms is empty", "ppo, reinforce, rloo", "dpo, ipo, kto, orpo, simpo"]),
+        (["ppo.kl_in=loss"], ["ppo: ", '"k1" has a gradient of 0', '"k2" or "full"']),
+        (["grpo.kl_estimator=k1"], ["grpo: ", '"k1" has a gradient of 0', 'kl_in = "reward"']),
+        (["ppo.kl_estimator=full"], ["ppo: ", "holds back none", 'kl_in = "loss"']),
+        (["rloo.dual_clip=1.0"], ["rloo: dual_clip (1.0)", "above 1"]),
+        (["rloo.answers=3"], ["rloo: episodes (128)", "multiple of answers (3)"]),
+        (["online_dpo.answers=3"], ["online_dpo: minibatch_episodes (32)", "multiple of answers (3)"]),
+        (["online_dpo.judge=annotators"], ["online_dpo.judge", "simulated", '"reward"']),
         (['algorithms=["ppo","ppo"]'], ["algorithms", "twice"]),
         (["name=a/b"], ["name 'a/b'", "plain folder name"]),
         (["name=.."], ["name '..'"]),
@@ -164,9 +183,11 @@ def test_every_stage_has_its_place_in_the_report_and_on_the_terminal() -> None:
     """Neither may import the recipe, so each has its own list of names."""
     assert set(read.STAGE_ORDER) == set(MEANINGS) == set(get_args(StageName))
     assert read.DIRECT == DIRECT
+    assert read.ON_POLICY == ON_POLICY
     assert set(FIGURES) == set(get_args(StageName)) - {"sample", "label", "evaluation"}
     assert set(words.POLICY_TONES) == set(ALGORITHMS)
-    assert len(set(words.POLICY_TONES.values())) == len(ALGORITHMS)
+    for family in (ON_POLICY, DIRECT):
+        assert len({words.POLICY_TONES[name] for name in family}) == len(family)
 
 
 def test_settings_that_change_nothing_are_named() -> None:
@@ -290,3 +311,32 @@ def test_check_is_for_single_sections_too() -> None:
     with pytest.raises(ValueError, match=r"prefloop\.reward_model:\n  epoch: .*did you mean epochs\?"):
         check(RewardConfig, {"epoch": 2}, "prefloop.reward_model")
     assert check(EvaluateConfig, {"prompts": 3}, "x").prompts == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({}, ["rewards.0.name", "required"]),
+        ({"name": "short", "wieght": 2.0}, ["rewards.0.wieght", "did you mean rewards.0.weight?", "batched"]),
+        ({"name": "short", "weight": float("nan")}, ["rewards.0.weight", "finite"]),
+        ({"name": "a b"}, ["rewards.0: reward name 'a b'", "letters"]),
+        ({"name": "short", "function": "brevity"}, ["function = 'brevity' is not FILE.py:NAME"]),
+        ({"name": "short", "function": "f.py:g", "model": "x"}, ["'short' names a function and a model"]),
+        ({"name": "short", "batched": True}, ["batched is about a function"]),
+    ],
+)
+def test_a_faulty_reward_is_refused(row: dict[str, Any], parts: list[str]) -> None:
+    message = refusal(table={"rewards": [row]})
+    for part in parts:
+        assert part in message
+
+
+def test_rewards_from_elsewhere_need_no_comparisons() -> None:
+    row = {"name": "short", "function": "f.py:g"}
+    assert make_recipe({"rewards": [row], "algorithms": ["rloo"]}).stages == ("pretrain", "sft", "rloo", "evaluation")
+    assert "reward" in make_recipe({"rewards": [row], "algorithms": ["rloo", "dpo"]}).stages
+    assert "reward" in make_recipe({"rewards": [row, {"name": "own"}], "algorithms": ["rloo"]}).stages
+    assert "rewards names one twice" in refusal(table={"rewards": [row, row]})
+    assert "judge.fraction sets comparisons aside" in refusal(
+        table={"rewards": [row], "algorithms": ["rloo"], "judge": {"fraction": 0.2}}
+    )

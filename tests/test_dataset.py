@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from prefloop.config import Recipe
 from prefloop.dataset import Dataset, for_judge, judged_pairs, place, prepare
 from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt, Split
 from prefloop.feedback.store import Store
-from prefloop.recipes import make_recipe
+from prefloop.recipes import Recipe, make_recipe
 
 
 @pytest.fixture

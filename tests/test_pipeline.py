@@ -18,14 +18,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefloop import pipeline
-from prefloop.config import Recipe
+from prefloop.config import ON_POLICY
+from prefloop.context import Context
 from prefloop.feedback.aggregate import read_snapshot
 from prefloop.feedback.formats import import_file
 from prefloop.feedback.store import Store
+from prefloop.judging import NO_JUDGE
 from prefloop.pipeline import NonFiniteError, Silence
-from prefloop.recipes import dump_recipe, load_recipe, make_recipe
+from prefloop.recipes import Recipe, dump_recipe, load_recipe, make_recipe
 from prefloop.runs import StageWriter, file_hash, read_json, read_lines
-from prefloop.stages import NO_JUDGE, Context, WaitingForPeopleError
+from prefloop.stages import WaitingForPeopleError
 
 MODEL: dict[str, Any] = {
     "data": {"max_prompt_tokens": 128, "max_response_tokens": 100},
@@ -35,7 +37,10 @@ MODEL: dict[str, Any] = {
     "sample": {"prompts": 20, "heldout": 20, "max_response_tokens": 12},
     "reward": {"batch_size": 8},
     "judge": {"batch_size": 8},
-    "ppo": {"iterations": 2, "episodes": 8, "minibatch_episodes": 4, "max_response_tokens": 12},
+    **{
+        name: {"iterations": 2, "episodes": 8, "minibatch_episodes": 4, "max_response_tokens": 12}
+        for name in ON_POLICY
+    },
     "dpo": {"batch_size": 8},
     "evaluate": {"prompts": 12, "max_response_tokens": 12},
 }

@@ -9,19 +9,43 @@ print(result.policy.generate("Why is the sky blue?"))
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["PolicyResult", "RewardResult", "dpo", "ipo", "kto", "load", "orpo", "ppo", "reward_model", "sft", "simpo"]
+__all__ = [
+    "PolicyResult",
+    "RewardResult",
+    "batched",
+    "dpo",
+    "grpo",
+    "ipo",
+    "kto",
+    "load",
+    "online_dpo",
+    "orpo",
+    "ppo",
+    "reinforce",
+    "reinforce_pp",
+    "reward_model",
+    "rloo",
+    "sft",
+    "simpo",
+]
 
 if TYPE_CHECKING:
     from prefloop.api import (
         PolicyResult,
         RewardResult,
+        batched,
         dpo,
+        grpo,
         ipo,
         kto,
         load,
+        online_dpo,
         orpo,
         ppo,
+        reinforce,
+        reinforce_pp,
         reward_model,
+        rloo,
         sft,
         simpo,
     )

@@ -1,4 +1,4 @@
-"""Five lines in a notebook: load, sft, reward_model, ppo, dpo and its family.
+"""Five lines in a notebook: load, sft, reward_model, ppo and its relatives, dpo and its family.
 
 Every function has the same shape: a model, data, keyword options that are the fields of the stage's section in
 the recipe, and a result with the trained model and its metrics. The model that is passed in stays as it is.
@@ -6,6 +6,7 @@ the recipe, and a result with the trained model and its metrics. The model that 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,18 @@ from prefloop.chat import Chat, Rendered
 from prefloop.config import (
     DirectConfig,
     DPOConfig,
+    GRPOConfig,
     IPOConfig,
     KTOConfig,
+    OnlineDPOConfig,
+    OnPolicyConfig,
     ORPOConfig,
+    PolicyGradientConfig,
     PPOConfig,
+    REINFORCEConfig,
+    REINFORCEPPConfig,
     RewardConfig,
+    RLOOConfig,
     Section,
     SFTConfig,
     SimPOConfig,
@@ -30,11 +38,13 @@ from prefloop.feedback.records import Message, Prompt
 from prefloop.models.heads import RewardModel
 from prefloop.policy import Policy, load_policy
 from prefloop.recipes import check
-from prefloop.rollout.reward import RewardFunction, Scorer, function_scorer, model_scorer, text_scorer
+from prefloop.rollout.reward import Batched, Reward, RewardFunction, function_reward, model_reward
 from prefloop.training.comparisons import PreferenceGroup, encode
+from prefloop.training.critic import SeparateCritic
 from prefloop.training.direct import train_direct
 from prefloop.training.loop import Log, Metrics
-from prefloop.training.ppo import train_ppo
+from prefloop.training.online_dpo import judge_by_reward, train_online_dpo
+from prefloop.training.policy_gradient import train_policy_gradient
 from prefloop.training.reward import train_reward
 from prefloop.training.sft import train_sft
 
@@ -44,6 +54,9 @@ Demonstrations = Iterable[tuple[PromptLike, str] | Mapping[str, Any]]
 """(prompt, response) pairs, or mappings with those keys."""
 Comparisons = Iterable[Comparison | tuple[PromptLike, str, str] | Mapping[str, Any]]
 """(prompt, chosen, rejected) triples, mappings with those keys, or the store's comparisons."""
+OneReward = RewardFunction | Batched | RewardModel
+RewardLike = OneReward | Mapping[str, OneReward | tuple[float, OneReward]]
+"""A reward, or several by name, each alone or with its weight."""
 S = TypeVar("S", bound=Section)
 
 
@@ -53,6 +66,8 @@ class PolicyResult:
 
     policy: Policy
     metrics: list[Metrics]
+    critic: RewardModel | None = None
+    """PPO's critic, where it is a model of its own; its score of an answer is the value of the state after it."""
 
 
 @dataclass(frozen=True)
@@ -105,40 +120,86 @@ def reward_model(
     return RewardResult(model, lines.found)
 
 
-def ppo(
+def ppo(policy: Policy, prompts: Iterable[PromptLike], reward: RewardLike, **options: Any) -> PolicyResult:
+    """Train a copy of ``policy`` against a reward, ``policy`` itself being the reference.
+
+    Args:
+        reward: a function of (prompt's text, response) that returns a number; one of all of them at once
+            (:func:`batched`); a reward model; or several, by name: ``{"kind": model, "short": (0.2, function)}``,
+            each alone or with its weight.
+        options: the fields of :class:`PPOConfig`; ``seed`` and ``log``.
+
+    Returns:
+        The policy, its metrics, and the critic where it is a model of its own.
+
+    Raises:
+        ValueError: an option that PPO does not have, or a reward that raises or is no finite number: the message has
+            the prompt and the response.
+    """
+    return _on_policy(PPOConfig, "ppo", policy, prompts, reward, **options)
+
+
+def reinforce(policy: Policy, prompts: Iterable[PromptLike], reward: RewardLike, **options: Any) -> PolicyResult:
+    """As :func:`ppo` without a critic, the mean of the batch as baseline: :class:`REINFORCEConfig`."""
+    return _on_policy(REINFORCEConfig, "reinforce", policy, prompts, reward, **options)
+
+
+def rloo(policy: Policy, prompts: Iterable[PromptLike], reward: RewardLike, **options: Any) -> PolicyResult:
+    """As :func:`ppo` without a critic, the other answers to a prompt as baseline: :class:`RLOOConfig`."""
+    return _on_policy(RLOOConfig, "rloo", policy, prompts, reward, **options)
+
+
+def grpo(policy: Policy, prompts: Iterable[PromptLike], reward: RewardLike, **options: Any) -> PolicyResult:
+    """As :func:`ppo` without a critic, advantages relative to the answers to a prompt: :class:`GRPOConfig`."""
+    return _on_policy(GRPOConfig, "grpo", policy, prompts, reward, **options)
+
+
+def reinforce_pp(policy: Policy, prompts: Iterable[PromptLike], reward: RewardLike, **options: Any) -> PolicyResult:
+    """REINFORCE++: as :func:`ppo` without a critic, rewards-to-go whitened: :class:`REINFORCEPPConfig`."""
+    return _on_policy(REINFORCEPPConfig, "reinforce_pp", policy, prompts, reward, **options)
+
+
+def online_dpo(policy: Policy, prompts: Iterable[PromptLike], reward: RewardLike, **options: Any) -> PolicyResult:
+    """DPO on what the policy says as it learns; a reward as in :func:`ppo` compares: :class:`OnlineDPOConfig`."""
+    return _on_policy(OnlineDPOConfig, "online_dpo", policy, prompts, reward, **options)
+
+
+def batched(function: Callable[[list[str], list[str]], Sequence[float]]) -> Batched:
+    """Mark a reward function that takes two lists, all prompts and all responses, and returns all their scores."""
+    return Batched(function)
+
+
+def _on_policy(
+    section: type[OnPolicyConfig],
+    name: str,
     policy: Policy,
     prompts: Iterable[PromptLike],
-    reward: RewardFunction | RewardModel,
+    reward: RewardLike,
     *,
     seed: int = 0,
     log: Log | None = None,
     **options: Any,
 ) -> PolicyResult:
-    """Train a copy of ``policy`` against a reward, ``policy`` itself being the reference; ``options``: PPOConfig.
-
-    Args:
-        reward: a function of (prompt's text, response) that returns a number, or a reward model.
-
-    Raises:
-        ValueError: an option that PPO does not have, or a reward that is no finite number.
-    """
-    config = _config(PPOConfig, "ppo", options)
-    if config.max_response_tokens >= policy.context:
+    config = _config(section, name, options)
+    room = policy.context - config.max_response_tokens
+    if room < 1:
         raise ValueError(
-            f"prefloop.ppo: max_response_tokens = {config.max_response_tokens} leaves no room for a prompt; the "
+            f"prefloop.{name}: max_response_tokens = {config.max_response_tokens} leaves no room for a prompt; the "
             f"model reads {policy.context} tokens in all"
         )
     trained, lines = policy.copy(), _Lines(log)
-    train_ppo(
-        trained,
-        [_prompt(prompt) for prompt in prompts],
-        _scorer(reward, trained, config),
-        config,
-        seed,
-        lines,
-        max_prompt_tokens=policy.context - config.max_response_tokens,
-    )
-    return PolicyResult(trained, lines.found)
+    asked = [_prompt(prompt) for prompt in prompts]
+    rewards = _rewards(reward, trained.chat, config.micro_batch_tokens)
+    critic = None
+    if isinstance(config, OnlineDPOConfig):
+        if config.judge != "reward":
+            raise ValueError(f"prefloop.{name}: judge = {config.judge!r} is for recipes; here the reward judges")
+        judge = judge_by_reward(rewards, config.missing_eos_penalty)
+        train_online_dpo(trained, asked, judge, config, seed, lines, max_prompt_tokens=room)
+    else:
+        assert isinstance(config, PolicyGradientConfig)
+        critic = train_policy_gradient(trained, asked, rewards, config, seed, lines, max_prompt_tokens=room)
+    return PolicyResult(trained, lines.found, critic.model if isinstance(critic, SeparateCritic) else None)
 
 
 def dpo(policy: Policy, comparisons: Comparisons, **options: Any) -> PolicyResult:
@@ -205,12 +266,25 @@ def _config(section: type[S], function: str, options: Mapping[str, Any]) -> S:
     return check(section, options, where=f"prefloop.{function}")
 
 
-def _scorer(reward: RewardFunction | RewardModel, policy: Policy, config: PPOConfig) -> Scorer:
-    if not isinstance(reward, RewardModel):
-        return function_scorer(reward, policy.chat)
-    if reward.tokenizer.get_vocab() == policy.tokenizer.get_vocab():
-        return model_scorer(reward, config.micro_batch_tokens)
-    return text_scorer(reward, policy.chat)
+def _rewards(reward: RewardLike, chat: Chat, max_tokens: int) -> list[Reward]:
+    named = reward if isinstance(reward, Mapping) else {"reward": reward}
+    if not named:
+        raise ValueError("reward names nothing: give a function, a reward model, or several of them by name")
+    found = []
+    for name, value in named.items():
+        weight, one = value if isinstance(value, tuple) else (1.0, value)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"the weight of reward {name!r} is {weight!r}; expected a finite number")
+        if isinstance(one, RewardModel):
+            found.append(model_reward(one, chat, max_tokens, name, weight))
+        elif callable(one):
+            found.append(function_reward(one, chat, name, weight))
+        else:
+            raise ValueError(
+                f"reward {name!r} is {one!r:.200}; expected a function of (prompt, response), a function in "
+                "prefloop.batched(...), a reward model, or (weight, one of them)"
+            )
+    return found
 
 
 def _prompt(prompt: PromptLike) -> Prompt:

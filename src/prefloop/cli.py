@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from prefloop.config import Recipe
+    from prefloop.recipes import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,9 +175,8 @@ def sample(
 
     Prompts with the fewest answers so far come first, so that the next call asks about others.
     """
-    from prefloop.config import Recipe
     from prefloop.feedback.store import Store
-    from prefloop.recipes import load_recipe
+    from prefloop.recipes import Recipe, load_recipe
     from prefloop.tasks import Sampling, sample_to_sheet
 
     # The recipe says which prompts are held out and what people are asked.

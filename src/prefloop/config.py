@@ -1,11 +1,11 @@
-"""The recipe: one strict model per stage. :mod:`prefloop.recipes` reads and writes it.
+"""One strict model for each stage's section of a recipe; :mod:`prefloop.recipes` has the whole.
 
 Every field's docstring is its documentation; ``docs/config.md`` is made from them and a test holds the two together.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,11 +15,16 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
+PolicyGradientName = Literal["ppo", "reinforce", "rloo", "grpo", "reinforce_pp"]
 DirectName = Literal["dpo", "ipo", "kto", "orpo", "simpo"]
-AlgorithmName = Literal["ppo", DirectName]
+AlgorithmName = Literal[PolicyGradientName, "online_dpo", DirectName]
 StageName = Literal["pretrain", "sft", "sample", "label", "reward", "judge", AlgorithmName, "evaluation"]
+POLICY_GRADIENTS: tuple[PolicyGradientName, ...] = get_args(PolicyGradientName)
+"""Algorithms that learn from the rewards of sampled responses."""
 DIRECT: tuple[DirectName, ...] = get_args(DirectName)
 """Algorithms that learn from comparisons without a reward model."""
+ON_POLICY: tuple[Literal[PolicyGradientName, "online_dpo"], ...] = (*POLICY_GRADIENTS, "online_dpo")
+"""Algorithms that sample from the policy as it learns."""
 ALGORITHMS: tuple[AlgorithmName, ...] = get_args(AlgorithmName)
 
 
@@ -167,8 +172,38 @@ class JudgeConfig(RewardConfig):
     """Share of the training prompts set aside for it; 0 means no such judge."""
 
 
-class PPOConfig(Optimisation):
-    """Proximal policy optimisation against a reward."""
+class RewardSource(Section):
+    """One of the rewards of a response: a Python function, a reward model's folder, or the run's own reward model."""
+
+    name: str
+    """In metrics (``reward_NAME``) and messages."""
+    weight: float = 1.0
+    """The scores are multiplied by it and added up."""
+    function: str = ""
+    """``FILE.py:NAME`` of a function of (prompt, response) that returns a number. The file is run as it is."""
+    batched: bool = False
+    """The function takes two lists, the prompts and the responses of an iteration, and returns a list of numbers."""
+    model: str = ""
+    """Folder or hub name of a reward model. Neither function nor model: the run's own reward model."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.function and self.model:
+            raise ValueError(f"reward {self.name!r} names a function and a model; it can be one of them only")
+        if self.function and not all(self.function.rpartition(".py:")):
+            raise ValueError(
+                f"reward {self.name!r}: function = {self.function!r} is not FILE.py:NAME, for example "
+                '"rewards.py:brevity"'
+            )
+        if self.batched and not self.function:
+            raise ValueError(f"reward {self.name!r}: batched is about a function, and none is named")
+        if not self.name.isidentifier():
+            raise ValueError(f"reward name {self.name!r} must be letters, digits and underscores")
+        return self
+
+
+class OnPolicyConfig(Optimisation):
+    """What all methods share that sample from the policy as it learns."""
 
     iterations: Positive = 50
     """Rounds of sampling and updating."""
@@ -182,27 +217,6 @@ class PPOConfig(Optimisation):
     """The highest of the run (AdamW)."""
     warmup_fraction: Fraction = 0.0
     """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
-    kl_coef: NonNegative = 0.05
-    """β: weight of the per-token KL penalty in the reward."""
-    kl_estimator: Literal["k1", "k3"] = "k1"
-    """Per-token estimate of KL(π‖π_ref) in the reward. k3 is never negative, but its optimum is not
-    π_ref·exp(r/β): see docs/tried.md."""
-    kl_target: NonNegative = 0.0
-    """Adapt β towards this KL (nats, summed over the response); 0 keeps β fixed."""
-    kl_horizon: Positive = 10_000
-    """Episodes over which the adaptive controller acts."""
-    gamma: Probability = 1.0
-    """Discount."""
-    lam: Probability = 0.95
-    """λ of generalised advantage estimation."""
-    clip_range: PositiveFloat = 0.2
-    """ε of the policy's probability ratio."""
-    value_clip_range: PositiveFloat = 0.2
-    """ε of the value function's change."""
-    value_coef: NonNegative = 0.1
-    """Weight of the value loss."""
-    entropy_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
     temperature: PositiveFloat = 1.0
     """Logits are divided by it everywhere: sampling, old, new and reference log-probabilities."""
     max_response_tokens: Positive = 64
@@ -211,16 +225,119 @@ class PPOConfig(Optimisation):
     """Taken from the score of a response that was cut off."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _whole_minibatches(self) -> Self:
         if self.episodes % self.minibatch_episodes:
             raise ValueError(
                 f"episodes ({self.episodes}) must be a multiple of minibatch_episodes ({self.minibatch_episodes})"
             )
+        return self
+
+
+class PolicyGradientConfig(OnPolicyConfig):
+    """What PPO and the policy gradients without a critic share: all but the advantage."""
+
+    kl_coef: NonNegative = 0.05
+    """β: weight of the KL penalty."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """The penalty is taken from each token's reward, or added to the loss."""
+    kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
+    """Per-token estimate of KL(π‖π_ref), or the KL over the whole vocabulary. In the reward k1 is right, in the loss
+    k2 or full: see docs/ppo.md."""
+    kl_target: NonNegative = 0.0
+    """Adapt β towards this KL (nats, summed over the response); 0 keeps β fixed."""
+    kl_horizon: Positive = 10_000
+    """Episodes over which the adaptive controller acts."""
+    scale_scores: bool = False
+    """Divide scores by the standard deviation of all scores so far."""
+    clip_scores: NonNegative = 0.0
+    """Scores beyond ± this count as this, after scaling; 0 clips nothing."""
+    whiten_rewards: bool = False
+    """Scale the per-token rewards of an iteration to variance 1; their mean stays."""
+    clip_range: PositiveFloat = 0.2
+    """ε of the policy's probability ratio."""
+    dual_clip: NonNegative = 0.0
+    """c > 1: a bad action costs at most c times its advantage, however likely it has become; 0 for no such bound."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
         if self.kl_target and not self.kl_coef:
             raise ValueError(
                 f"kl_target ({self.kl_target}) multiplies kl_coef, which is 0 and stays 0; set kl_coef above 0"
             )
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                'kl_estimator = "k1" has a gradient of 0 on average as a term of the loss, so it would hold nothing. '
+                'Use "k2" or "full" there, or kl_in = "reward"'
+            )
+        if self.kl_in == "reward" and self.kl_estimator == "full":
+            raise ValueError(
+                'kl_estimator = "full" is the same for every token that could have been sampled, so in the reward it '
+                'holds back none of them. Use "k1" there, or kl_in = "loss"'
+            )
+        if self.dual_clip and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip ({self.dual_clip}) must be above 1, or 0 for none")
         return self
+
+
+class PPOConfig(PolicyGradientConfig):
+    """Proximal policy optimisation against a reward."""
+
+    critic: Literal["shared", "separate"] = "shared"
+    """The value function: a head on the policy's own trunk, or a model of its own that starts from the reward model
+    (from the policy, where the reward is no model)."""
+    gamma: Probability = 1.0
+    """Discount."""
+    lam: Probability = 0.95
+    """λ of generalised advantage estimation."""
+    value_clip_range: PositiveFloat = 0.2
+    """ε of the value function's change."""
+    value_coef: NonNegative = 0.1
+    """Weight of the value loss."""
+
+
+class REINFORCEConfig(PolicyGradientConfig):
+    """REINFORCE with a baseline: rewards-to-go less the mean return of the other episodes."""
+
+    gamma: Probability = 1.0
+    """Discount."""
+
+
+class GroupConfig(PolicyGradientConfig):
+    """Several answers to each prompt are each other's baseline."""
+
+    answers: Annotated[int, Field(ge=2)] = 4
+    """K: answers to each prompt; ``episodes / answers`` prompts an iteration."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.episodes % self.answers:
+            raise ValueError(f"episodes ({self.episodes}) must be a multiple of answers ({self.answers})")
+        return self
+
+
+class RLOOConfig(GroupConfig):
+    """REINFORCE leave-one-out: an answer's return less the mean of the other answers to its prompt."""
+
+
+class GRPOConfig(GroupConfig):
+    """Group-relative policy optimisation: an answer's return among those to its prompt."""
+
+    scale_advantages: bool = True
+    """Divide by the standard deviation of the prompt's answers; without it this is Dr. GRPO."""
+    kl_in: Literal["reward", "loss"] = "loss"
+    """The penalty is taken from each token's reward, or added to the loss."""
+    kl_estimator: Literal["k1", "k2", "k3", "full"] = "k2"
+    """Per-token estimate of KL(π‖π_ref), or the KL over the whole vocabulary. In the reward k1 is right, in the loss
+    k2 or full: see docs/ppo.md."""
+
+
+class REINFORCEPPConfig(PolicyGradientConfig):
+    """REINFORCE++: rewards-to-go, whitened over the batch."""
+
+    gamma: Probability = 1.0
+    """Discount."""
 
 
 class DirectConfig(Optimisation):
@@ -277,6 +394,26 @@ class SimPOConfig(DirectConfig):
     """γ: by how much the better answer should lead."""
 
 
+class OnlineDPOConfig(OnPolicyConfig):
+    """DPO on answers of the policy as it learns: sample, judge, train, again."""
+
+    answers: Annotated[int, Field(ge=2)] = 2
+    """K: answers to each prompt; the best and the worst are compared. ``episodes / answers`` prompts an iteration."""
+    beta: PositiveFloat = 0.1
+    """Strength of the tie to the reference."""
+    judge: Literal["reward", "annotators"] = "reward"
+    """Who compares: the rewards, or in an embedded world the simulated annotators (their judgements are stored)."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.minibatch_episodes % self.answers:
+            raise ValueError(
+                f"minibatch_episodes ({self.minibatch_episodes}) must be a multiple of answers ({self.answers}): "
+                "the answers to a prompt stay together"
+            )
+        return self
+
+
 class EvaluateConfig(Section):
     """Trained policies against the supervised one, on held-out prompts."""
 
@@ -288,139 +425,3 @@ class EvaluateConfig(Section):
     """Longest answer."""
     batch_size: Positive = 128
     """Sequences decoded together."""
-
-
-class Recipe(Section):
-    """A whole run."""
-
-    name: str = "run"
-    """The run's folder below ``runs/``."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Everything random follows from it: the same seed gives the same figures."""
-    threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads; 0 leaves the choice to torch."""
-    algorithms: tuple[AlgorithmName, ...] = ("ppo", "dpo")
-    """Which policies are trained from the preferences."""
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    pretrain: PretrainConfig = PretrainConfig()
-    sft: SFTConfig = SFTConfig()
-    sample: SampleConfig = SampleConfig()
-    label: LabelConfig = LabelConfig()
-    reward: RewardConfig = RewardConfig()
-    judge: JudgeConfig = JudgeConfig()
-    ppo: PPOConfig = PPOConfig()
-    dpo: DPOConfig = DPOConfig()
-    ipo: IPOConfig = IPOConfig()
-    kto: KTOConfig = KTOConfig()
-    orpo: ORPOConfig = ORPOConfig()
-    simpo: SimPOConfig = SimPOConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
-            raise ValueError(f"name {self.name!r} must be a plain folder name")
-        if not self.algorithms:
-            raise ValueError(f"algorithms is empty; allowed are any of {', '.join(ALGORITHMS)}")
-        if len(set(self.algorithms)) != len(self.algorithms):
-            raise ValueError(f"algorithms names one twice: {list(self.algorithms)}")
-        if self.label.by == "simulated" and not self.data.world:
-            raise ValueError(
-                'label.by = "simulated" needs data.world: simulated annotators answer by a true preference, '
-                'which only an embedded world knows. Use label.by = "human" or "none"'
-            )
-        if self.label.by == "simulated" and self.data.criterion != "overall":
-            raise ValueError(
-                'label.by = "simulated" judges by data.criterion = "overall" only; '
-                f"data.criterion is {self.data.criterion!r}"
-            )
-        if self.data.world and self.sft.demonstrations == "preferred":
-            raise ValueError(
-                'sft.demonstrations = "preferred" is for judgements in the store; data.world writes demonstrations '
-                'itself, so use "written"'
-            )
-        if self.data.world and self.judge.fraction:
-            raise ValueError(
-                "judge.fraction is for data without a true preference; data.world has one, so set it to 0"
-            )
-        if not self.model.path:
-            self.check_context(self.model.context)
-        if not self.model.path and self.pretrain.block > self.model.context:
-            raise ValueError(
-                f"pretrain.block ({self.pretrain.block}) does not fit model.context ({self.model.context})"
-            )
-        return self
-
-    def check_context(self, context: int) -> None:
-        """Raise a ValueError unless every stage's prompts and responses fit a model that reads ``context`` tokens."""
-        limits = {"data": self.data.max_response_tokens, "evaluate": self.evaluate.max_response_tokens}
-        if "sample" in self.stages:
-            limits["sample"] = self.sample.max_response_tokens
-        if "ppo" in self.stages:
-            limits["ppo"] = self.ppo.max_response_tokens
-        section = max(limits, key=lambda name: limits[name])
-        needed = self.data.max_prompt_tokens + limits[section]
-        if needed > context:
-            raise ValueError(
-                f"the model reads at most {context} tokens; data.max_prompt_tokens ({self.data.max_prompt_tokens}) "
-                f"and {section}.max_response_tokens ({limits[section]}) together need {needed}. Lower one of them, "
-                "or give the model a longer context"
-            )
-
-    @property
-    def ignored(self) -> dict[str, list[str]]:
-        """Why settings change nothing, and the settings: those that differ from their defaults.
-
-        Sections of algorithms that are not asked for are not named: they may stand ready.
-        """
-        reasons: dict[str, str] = {}
-
-        def unused(reason: str, *keys: str) -> None:
-            reasons.update(dict.fromkeys(keys, reason))
-
-        def all_of(section: Section, name: str, *but: str) -> list[str]:
-            return [f"{name}.{field}" for field in type(section).model_fields if field not in but]
-
-        if self.model.path:
-            unused("model.path is set", *all_of(self.model, "model", "path"), *all_of(self.pretrain, "pretrain"))
-        if self.label.by != "simulated":
-            unused(f'label.by is "{self.label.by}"', "label.overlap")
-        if self.label.by != "human":
-            unused(f'label.by is "{self.label.by}"', "label.minimum")
-        if self.label.by == "none":
-            unused('label.by is "none"', *all_of(self.sample, "sample"))
-        if not self.judge.fraction:
-            unused("judge.fraction is 0", *all_of(self.judge, "judge"))
-        if not self.ppo.kl_target:
-            unused("ppo.kl_target is 0", "ppo.kl_horizon")
-        if self.data.world:
-            unused("data.world is set", "data.files", "data.heldout_fraction")
-        else:
-            unused("data.world is not set", "data.world_prompts", "data.world_heldout")
-        mine, default = self.model_dump(), Recipe.model_construct().model_dump()
-
-        def value(of: dict[str, Any], key: str) -> Any:
-            section, field = key.split(".")
-            return of[section][field]
-
-        found: dict[str, list[str]] = {}
-        for key, reason in reasons.items():
-            if value(mine, key) != value(default, key):
-                found.setdefault(reason, []).append(key)
-        return found
-
-    @property
-    def stages(self) -> tuple[StageName, ...]:
-        """The stages that this recipe runs, in the papers' order."""
-        wanted: dict[StageName, bool] = {
-            "pretrain": not self.model.path,
-            "sft": True,
-            "sample": self.label.by != "none",
-            "label": True,
-            "reward": True,
-            "judge": self.judge.fraction > 0,
-            **{name: name in self.algorithms for name in ALGORITHMS},
-            "evaluation": True,
-        }
-        return tuple(stage for stage, runs in wanted.items() if runs)

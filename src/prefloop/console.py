@@ -16,21 +16,25 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+_ON_POLICY = ("ppo", "reinforce", "rloo", "grpo", "reinforce_pp", "online_dpo")
+_DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
 FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "pretrain": (("loss", "loss", ".2f"), ("held-out", "eval_loss", ".2f")),
     "sft": (("loss", "loss", ".2f"), ("held-out", "eval_loss", ".2f")),
     "reward": (("loss", "loss", ".2f"), ("held-out accuracy", "eval_accuracy", ".0%")),
     "judge": (("loss", "loss", ".2f"), ("held-out accuracy", "eval_accuracy", ".0%")),
-    "ppo": (
-        ("reward", "reward", "+.2f"),
-        ("true", "true_reward", ".3f"),
-        ("KL", "kl", ".1f"),
-        ("entropy", "entropy", ".2f"),
-        ("tokens", "response_tokens", ".0f"),
+    **dict.fromkeys(
+        _ON_POLICY,
+        (
+            ("reward", "reward", "+.2f"),
+            ("true", "true_reward", ".3f"),
+            ("KL", "kl", ".1f"),
+            ("entropy", "entropy", ".2f"),
+            ("tokens", "response_tokens", ".0f"),
+        ),
     ),
     **dict.fromkeys(
-        ("dpo", "ipo", "kto", "orpo", "simpo"),
-        (("loss", "loss", ".2f"), ("accuracy", "accuracy", ".0%"), ("margin", "margin", "+.2f")),
+        _DIRECT, (("loss", "loss", ".2f"), ("accuracy", "accuracy", ".0%"), ("margin", "margin", "+.2f"))
     ),
 }
 """The figures of each stage that are worth watching: label, key, format."""
@@ -42,8 +46,9 @@ MEANINGS = {
     "label": "have the answers judged",
     "reward": "learn what is preferred",
     "judge": "learn it again, for the evaluation",
-    "ppo": "train against the learned reward",
-    **dict.fromkeys(("dpo", "ipo", "kto", "orpo", "simpo"), "train on the preferences directly"),
+    **dict.fromkeys(_ON_POLICY, "train against the learned reward"),
+    "online_dpo": "train on preferences among its own answers",
+    **dict.fromkeys(_DIRECT, "train on the preferences directly"),
     "evaluation": "compare on held-out prompts",
 }
 
@@ -106,7 +111,7 @@ class RunDisplay:
     def _tell(self, stage: str) -> None:
         if not self._console.is_terminal:
             row = self._rows[stage]
-            self._console.print(f"{stage:<11}{row.state:<10}{row.seconds:6.1f} s  {_figures(stage, row)}")
+            self._console.print(f"{stage:<13}{row.state:<10}{row.seconds:6.1f} s  {_figures(stage, row)}")
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 
 from prefloop.chat import plain_text
-from prefloop.config import Recipe
 from prefloop.demo.world import WORLDS, World
 from prefloop.feedback.aggregate import Comparison, snapshot
 from prefloop.feedback.formats import import_file
 from prefloop.feedback.records import Completion, Demonstration, Message, Prompt, content_id
 from prefloop.feedback.store import Store
+from prefloop.recipes import Recipe
 from prefloop.seeds import derive
 
 Pair = tuple[Prompt, str]

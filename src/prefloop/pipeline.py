@@ -16,15 +16,17 @@ from typing import Any, Protocol
 import torch
 
 from prefloop import __version__
-from prefloop.config import ALGORITHMS, DIRECT, Recipe, StageName
+from prefloop.config import ALGORITHMS, DIRECT, ON_POLICY, RewardSource, StageName
+from prefloop.context import Context
 from prefloop.dataset import Dataset, prepare
 from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
-from prefloop.recipes import dump_recipe
+from prefloop.recipes import Recipe, dump_recipe
 from prefloop.report import write_report
-from prefloop.runs import RunFolder, read_json, read_lines, write_json, write_text
-from prefloop.stages import STAGES, Context
+from prefloop.rewarding import load_function
+from prefloop.runs import RunFolder, folder_hash, read_json, read_lines, write_json, write_text
+from prefloop.stages import STAGES
 from prefloop.training.loop import Metrics
 from prefloop.training.loop import NonFiniteError as NonFiniteError
 
@@ -35,7 +37,7 @@ READS: dict[StageName, tuple[StageName, ...]] = {
     "label": ("sample",),
     "reward": ("sft", "label"),
     "judge": ("sft", "label"),
-    "ppo": ("sft", "reward"),
+    **dict.fromkeys(ON_POLICY, ("sft", "reward")),
     **dict.fromkeys(DIRECT, ("sft", "label")),
     "evaluation": ("sft", "reward", "judge", *ALGORITHMS),
 }
@@ -89,6 +91,9 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
     recipe = _resolved(recipe, folder or project)
     for reason, settings in recipe.ignored.items():
         listener.note(f"Without effect, since {reason}: {', '.join(settings)}.")
+    for source in recipe.rewards:
+        if source.function:
+            load_function(source)  # a fault in it is found now, not after an hour of training
     runs = RunFolder(project / "runs" / recipe.name)
     with _threads(recipe.threads), Store.open(project / "feedback.db") as store:
         data = prepare(recipe, store, folder or project)
@@ -121,12 +126,19 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     def absolute(name: str) -> str:
         return str((folder / name).resolve())
 
+    def source(one: RewardSource) -> RewardSource:
+        file, colon, name = one.function.rpartition(":")
+        is_folder = one.model and (folder / one.model).is_dir()
+        paths = {"function": absolute(file) + colon + name if one.function else ""}
+        return one.model_copy(update=paths | ({"model": absolute(one.model)} if is_folder else {}))
+
     path = recipe.model.path
     model = {"path": absolute(path)} if path and (folder / path).is_dir() else {}
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),
             "data": recipe.data.model_copy(update={"files": tuple(map(absolute, recipe.data.files))}),
+            "rewards": tuple(map(source, recipe.rewards)),
             "pretrain": recipe.pretrain.model_copy(update={"files": tuple(map(absolute, recipe.pretrain.files))}),
         }
     )
@@ -187,9 +199,23 @@ def _key(stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: di
         parts["judgements"] = snapshot(store, recipe.data.criterion).hash
     elif stage in ("reward", "judge", *DIRECT):
         parts |= {"limits": limits, "judge_fraction": recipe.judge.fraction}
-    elif stage in ("ppo", "evaluation"):
-        parts |= {"prompts": data.prompts_hash, "limits": limits}
+    elif stage in (*ON_POLICY, "evaluation"):
+        parts |= {"prompts": data.prompts_hash, "limits": limits, "rewards": _rewards(recipe)}
+        if stage == "online_dpo" and recipe.online_dpo.judge == "annotators":
+            parts["label"] = sections["label"]
     return content_id(stage, parts)
+
+
+def _rewards(recipe: Recipe) -> list[Any]:
+    """The recipe's rewards with what they are made of: the functions' files, the models' files."""
+    return [
+        [
+            source.model_dump(),
+            Path(source.function.rpartition(":")[0]).read_text(encoding="utf-8") if source.function else "",
+            folder_hash(Path(source.model)) if source.model and Path(source.model).is_dir() else "",
+        ]
+        for source in recipe.rewards
+    ]
 
 
 def _base(recipe: Recipe) -> Any:
@@ -216,13 +242,12 @@ def _summary(recipe: Recipe, runs: RunFolder) -> dict[str, Any]:
         path = runs.path / stage / "evaluation.json"
         if stage in stages and path.exists():
             stages[stage]["accuracy"] = read_json(path)["accuracy"]
-    if "ppo" in stages:
-        lines = read_lines(runs.path / "ppo" / "metrics.jsonl")
-        stages["ppo"] |= {
-            "kl": lines[-1]["kl"],
-            "reward_before": lines[0]["reward"],
-            "reward_after": lines[-1]["reward"],
-        }
+    for name in ON_POLICY:
+        if name in stages:
+            lines = read_lines(runs.path / name / "metrics.jsonl")
+            stages[name] |= {"kl": lines[-1]["kl"]}
+            if "reward" in lines[-1]:
+                stages[name] |= {"reward_before": lines[0]["reward"], "reward_after": lines[-1]["reward"]}
     return {
         "name": recipe.name,
         "seed": recipe.seed,

@@ -1,4 +1,4 @@
-"""Recipes read from TOML, checked, changed and written; errors that say what is allowed.
+"""The recipe, a whole run: what its sections allow together; read from TOML, changed and written.
 
 An unknown key, a wrong type or a contradictory pair is refused before anything is loaded, with the key, the value,
 what is allowed and the nearest right name.
@@ -10,14 +10,207 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from prefloop.config import Recipe, Section
+from prefloop.config import (
+    ALGORITHMS,
+    DIRECT,
+    ON_POLICY,
+    POLICY_GRADIENTS,
+    AlgorithmName,
+    DataConfig,
+    DPOConfig,
+    EvaluateConfig,
+    GRPOConfig,
+    IPOConfig,
+    JudgeConfig,
+    KTOConfig,
+    LabelConfig,
+    ModelConfig,
+    OnlineDPOConfig,
+    ORPOConfig,
+    PPOConfig,
+    PretrainConfig,
+    REINFORCEConfig,
+    REINFORCEPPConfig,
+    RewardConfig,
+    RewardSource,
+    RLOOConfig,
+    SampleConfig,
+    Section,
+    SFTConfig,
+    SimPOConfig,
+    StageName,
+)
 
 S = TypeVar("S", bound=Section)
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = "run"
+    """The run's folder below ``runs/``."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it: the same seed gives the same figures."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 leaves the choice to torch."""
+    algorithms: tuple[AlgorithmName, ...] = ("ppo", "dpo")
+    """Which policies are trained from the preferences."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig()
+    sample: SampleConfig = SampleConfig()
+    label: LabelConfig = LabelConfig()
+    reward: RewardConfig = RewardConfig()
+    judge: JudgeConfig = JudgeConfig()
+    rewards: tuple[RewardSource, ...] = ()
+    """What responses are rewarded for while a policy learns from them; empty: the run's own reward model."""
+    ppo: PPOConfig = PPOConfig()
+    reinforce: REINFORCEConfig = REINFORCEConfig()
+    rloo: RLOOConfig = RLOOConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    reinforce_pp: REINFORCEPPConfig = REINFORCEPPConfig()
+    online_dpo: OnlineDPOConfig = OnlineDPOConfig()
+    dpo: DPOConfig = DPOConfig()
+    ipo: IPOConfig = IPOConfig()
+    kto: KTOConfig = KTOConfig()
+    orpo: ORPOConfig = ORPOConfig()
+    simpo: SimPOConfig = SimPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
+            raise ValueError(f"name {self.name!r} must be a plain folder name")
+        if not self.algorithms:
+            raise ValueError(f"algorithms is empty; allowed are any of {', '.join(ALGORITHMS)}")
+        if len(set(self.algorithms)) != len(self.algorithms):
+            raise ValueError(f"algorithms names one twice: {list(self.algorithms)}")
+        if self.label.by == "simulated" and not self.data.world:
+            raise ValueError(
+                'label.by = "simulated" needs data.world: simulated annotators answer by a true preference, '
+                'which only an embedded world knows. Use label.by = "human" or "none"'
+            )
+        if self.label.by == "simulated" and self.data.criterion != "overall":
+            raise ValueError(
+                'label.by = "simulated" judges by data.criterion = "overall" only; '
+                f"data.criterion is {self.data.criterion!r}"
+            )
+        if self.data.world and self.sft.demonstrations == "preferred":
+            raise ValueError(
+                'sft.demonstrations = "preferred" is for judgements in the store; data.world writes demonstrations '
+                'itself, so use "written"'
+            )
+        if self.data.world and self.judge.fraction:
+            raise ValueError(
+                "judge.fraction is for data without a true preference; data.world has one, so set it to 0"
+            )
+        names = [source.name for source in self.rewards]
+        if len(set(names)) != len(names):
+            raise ValueError(f"rewards names one twice: {names}")
+        if self.online_dpo.judge == "annotators" and self.label.by != "simulated":
+            raise ValueError(
+                'online_dpo.judge = "annotators" needs simulated annotators, who answer at once: '
+                'label.by = "simulated" in an embedded world. Use online_dpo.judge = "reward"'
+            )
+        if self.judge.fraction and "label" not in self.stages:
+            raise ValueError(
+                "judge.fraction sets comparisons aside, but nothing in this recipe reads comparisons: all rewards "
+                "come from elsewhere"
+            )
+        if not self.model.path:
+            self.check_context(self.model.context)
+        if not self.model.path and self.pretrain.block > self.model.context:
+            raise ValueError(
+                f"pretrain.block ({self.pretrain.block}) does not fit model.context ({self.model.context})"
+            )
+        return self
+
+    def check_context(self, context: int) -> None:
+        """Raise a ValueError unless every stage's prompts and responses fit a model that reads ``context`` tokens."""
+        limits = {"data": self.data.max_response_tokens, "evaluate": self.evaluate.max_response_tokens}
+        for name in ("sample", *ON_POLICY):
+            if name in self.stages:
+                limits[name] = getattr(self, name).max_response_tokens
+        section = max(limits, key=lambda name: limits[name])
+        needed = self.data.max_prompt_tokens + limits[section]
+        if needed > context:
+            raise ValueError(
+                f"the model reads at most {context} tokens; data.max_prompt_tokens ({self.data.max_prompt_tokens}) "
+                f"and {section}.max_response_tokens ({limits[section]}) together need {needed}. Lower one of them, "
+                "or give the model a longer context"
+            )
+
+    @property
+    def ignored(self) -> dict[str, list[str]]:
+        """Why settings change nothing, and the settings: those that differ from their defaults.
+
+        Sections of algorithms that are not asked for are not named: they may stand ready.
+        """
+        reasons: dict[str, str] = {}
+
+        def unused(reason: str, *keys: str) -> None:
+            reasons.update(dict.fromkeys(keys, reason))
+
+        def all_of(section: Section, name: str, *but: str) -> list[str]:
+            return [f"{name}.{field}" for field in type(section).model_fields if field not in but]
+
+        if self.model.path:
+            unused("model.path is set", *all_of(self.model, "model", "path"), *all_of(self.pretrain, "pretrain"))
+        if self.label.by != "simulated":
+            unused(f'label.by is "{self.label.by}"', "label.overlap")
+        if self.label.by != "human":
+            unused(f'label.by is "{self.label.by}"', "label.minimum")
+        if self.label.by == "none":
+            unused('label.by is "none"', *all_of(self.sample, "sample"))
+        if not self.judge.fraction:
+            unused("judge.fraction is 0", *all_of(self.judge, "judge"))
+        for name in POLICY_GRADIENTS:
+            if not getattr(self, name).kl_target:
+                unused(f"{name}.kl_target is 0", f"{name}.kl_horizon")
+        if self.online_dpo.judge == "annotators":
+            unused('online_dpo.judge is "annotators"', "online_dpo.missing_eos_penalty")
+        if self.data.world:
+            unused("data.world is set", "data.files", "data.heldout_fraction")
+        else:
+            unused("data.world is not set", "data.world_prompts", "data.world_heldout")
+        mine, default = self.model_dump(), Recipe.model_construct().model_dump()
+
+        def value(of: dict[str, Any], key: str) -> Any:
+            section, field = key.split(".")
+            return of[section][field]
+
+        found: dict[str, list[str]] = {}
+        for key, reason in reasons.items():
+            if value(mine, key) != value(default, key):
+                found.setdefault(reason, []).append(key)
+        return found
+
+    @property
+    def needs_comparisons(self) -> bool:
+        """Not so when all rewards come from elsewhere and nothing else learns from comparisons."""
+        own = not self.rewards or any(not (source.function or source.model) for source in self.rewards)
+        return own or any(name in DIRECT for name in self.algorithms)
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that this recipe runs, in the papers' order."""
+        wanted: dict[StageName, bool] = {
+            "pretrain": not self.model.path,
+            "sft": True,
+            "sample": self.needs_comparisons and self.label.by != "none",
+            "label": self.needs_comparisons,
+            "reward": self.needs_comparisons,
+            "judge": self.judge.fraction > 0,
+            **{name: name in self.algorithms for name in ALGORITHMS},
+            "evaluation": True,
+        }
+        return tuple(stage for stage, runs in wanted.items() if runs)
 
 
 def load_recipe(path: Path, settings: Iterable[str] = ()) -> Recipe:
@@ -103,7 +296,11 @@ def _explain(root: type[Section], fault: dict[str, Any]) -> str:
 
 def _fields(root: type[Section], path: list[str]) -> Iterable[str]:
     for part in path:
+        if part.isdigit():  # a place in a list of tables
+            continue
         annotation = root.model_fields[part].annotation
+        if get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
         assert isinstance(annotation, type)
         assert issubclass(annotation, Section)
         root = annotation
@@ -115,11 +312,10 @@ def _nearest(root: type[Section], path: list[str], allowed: list[str]) -> str:
     here = difflib.get_close_matches(path[-1], allowed, n=1)
     if here:
         return f"; did you mean {'.'.join([*path[:-1], here[0]])}?"
-    elsewhere = {
-        field: f"{section}.{field}"
-        for section, info in root.model_fields.items()
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
-        for field in info.annotation.model_fields
-    }
+    elsewhere: dict[str, str] = {}  # of several sections with the same key the first
+    for section, info in root.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            for field in info.annotation.model_fields:
+                elsewhere.setdefault(field, f"{section}.{field}")
     close = difflib.get_close_matches(path[-1], elsewhere, n=1, cutoff=0.75)
     return f"; did you mean {elsewhere[close[0]]}?" if close else "."

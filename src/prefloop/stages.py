@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 import getpass
-import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
+from itertools import count
 from typing import Any
-
-import torch
-from safetensors.torch import save_file
 
 from prefloop.chat import Rendered
 from prefloop.config import (
     DIRECT,
+    POLICY_GRADIENTS,
     DirectConfig,
     DirectName,
-    EvaluateConfig,
     JudgeConfig,
-    Recipe,
+    PolicyGradientConfig,
+    PolicyGradientName,
     RewardConfig,
-    SampleConfig,
 )
-from prefloop.dataset import Dataset, Pair, judged_pairs
-from prefloop.demo.world import WORLDS, World
+from prefloop.context import Context, note_cut, sample_responses
+from prefloop.dataset import Pair, judged_pairs
 from prefloop.evaluation.reward_quality import evaluate_reward
-from prefloop.evaluation.win_rate import Answers, Judge, compare
 from prefloop.feedback.aggregate import Comparison, read_snapshot, snapshot
 from prefloop.feedback.formats import write_sheet
 from prefloop.feedback.records import Completion, Message, Prompt, content_id
-from prefloop.feedback.store import Store
+from prefloop.judging import answers_of, choose_judge, judged
 from prefloop.labelers.simulated import PANEL, assign, judge
-from prefloop.models.forward import score_responses
 from prefloop.models.heads import RewardModel
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy, load_policy
+from prefloop.rewarding import rewards_as_judge, rewards_of
 from prefloop.rollout.batch import Rollout
-from prefloop.rollout.reward import model_scorer
-from prefloop.rollout.sampler import sample
 from prefloop.runs import StageWriter, folder_hash, read_json, read_lines, write_json, write_lines
-from prefloop.seeds import derive
 from prefloop.training.comparisons import PreferenceGroup, encode
 from prefloop.training.direct import train_direct
-from prefloop.training.loop import Log, Metrics
-from prefloop.training.ppo import train_ppo
+from prefloop.training.loop import Metrics
+from prefloop.training.on_policy import Observer
+from prefloop.training.online_dpo import PairJudge, Votes, judge_by_reward, train_online_dpo
+from prefloop.training.policy_gradient import train_policy_gradient
 from prefloop.training.pretrain import make_policy, train_pretrain
 from prefloop.training.reward import train_reward
 from prefloop.training.sft import train_sft
@@ -55,43 +47,6 @@ from prefloop.training.sft import train_sft
 
 class WaitingForPeopleError(Exception):
     """The run cannot go on before somebody has judged; the message says how."""
-
-
-@dataclass
-class Context:
-    """What a stage may look at."""
-
-    recipe: Recipe
-    run: Path
-    data: Dataset
-    store: Store
-    line: Callable[[Metrics], None] = field(default=lambda _: None)
-    """Shows a line of metrics to whoever watches."""
-    note: Callable[[str], None] = field(default=lambda _: None)
-    """Tells whoever watches something worth knowing."""
-
-    @property
-    def world(self) -> World | None:
-        return WORLDS[self.recipe.data.world] if self.recipe.data.world else None
-
-    def seed(self, stage: str) -> int:
-        return derive(self.recipe.seed, stage)
-
-    def base_policy(self) -> Policy:
-        """What supervised fine-tuning starts from."""
-        return load_policy(self.recipe.model.path or self.run / "pretrain" / "model")
-
-    @contextmanager
-    def log(self, writer: StageWriter) -> Iterator[Log]:
-        """Write metrics to the stage's folder, line by line, and show them."""
-        with (writer.folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
-
-            def log(metrics: Metrics) -> None:
-                file.write(json.dumps(metrics, allow_nan=False) + "\n")
-                file.flush()
-                self.line(metrics)
-
-            yield log
 
 
 def pretrain(context: Context, writer: StageWriter) -> None:
@@ -119,7 +74,7 @@ def sample_answers(context: Context, writer: StageWriter) -> None:
     data, for_judge = context.data, round(config.prompts * recipe.judge.fraction)
     learnt = [*data.train[: config.prompts - for_judge], *data.aside[:for_judge]]
     prompts = [*learnt, *data.heldout[: config.heldout]]
-    rollout = _sample(policy, prompts, context, config, "sample", config.answers)
+    rollout = sample_responses(context, policy, prompts, config, "sample", config.answers)
     origin = f"runs/{recipe.name}/sft@{folder_hash(context.run / 'sft' / 'model')}"
     completions = [
         Completion(
@@ -170,23 +125,47 @@ def judge_model(context: Context, writer: StageWriter) -> None:
     _train_reward(context, writer, aside, heldout, context.recipe.judge, "judge")
 
 
-def ppo(context: Context, writer: StageWriter) -> None:
+def policy_gradient(name: PolicyGradientName, context: Context, writer: StageWriter) -> None:
+    """PPO or one of the policy gradients without a critic."""
     recipe = context.recipe
+    config: PolicyGradientConfig = getattr(recipe, name)
     policy = load_policy(context.run / "sft" / "model")
-    reward_model = load_reward_model(context.run / "reward" / "model")
     with context.log(writer) as log:
-        value_head = train_ppo(
+        critic = train_policy_gradient(
             policy,
             context.data.train,
-            model_scorer(reward_model, recipe.ppo.micro_batch_tokens),
-            recipe.ppo,
-            context.seed("ppo"),
+            rewards_of(context, policy.chat, config.micro_batch_tokens),
+            config,
+            context.seed(name),
             log,
             max_prompt_tokens=recipe.data.max_prompt_tokens,
             observe=_observer(context),
         )
     policy.save(writer.folder / "model")
-    save_file(value_head.state_dict(), writer.folder / "model" / "value_head.safetensors")
+    if critic is not None:
+        critic.save(writer.folder)
+
+
+def online_dpo(context: Context, writer: StageWriter) -> None:
+    recipe, config = context.recipe, context.recipe.online_dpo
+    policy = load_policy(context.run / "sft" / "model")
+    if config.judge == "annotators":
+        judge_pairs = _annotators(context, policy)
+    else:
+        rewards = rewards_of(context, policy.chat, config.micro_batch_tokens)
+        judge_pairs = judge_by_reward(rewards, config.missing_eos_penalty)
+    with context.log(writer) as log:
+        train_online_dpo(
+            policy,
+            context.data.train,
+            judge_pairs,
+            config,
+            context.seed("online_dpo"),
+            log,
+            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            observe=_observer(context),
+        )
+    policy.save(writer.folder / "model")
 
 
 def direct(name: DirectName, context: Context, writer: StageWriter) -> None:
@@ -205,8 +184,11 @@ def evaluation(context: Context, writer: StageWriter) -> None:
     """Every trained policy against the supervised one, on held-out prompts that no stage has trained on."""
     recipe = context.recipe
     prompts = context.data.heldout[: recipe.evaluate.prompts]
-    name, judge_answers = choose_judge(context)
-    learned = load_reward_model(context.run / "reward" / "model")
+    if context.world or "reward" in recipe.stages:
+        name, judge_answers = choose_judge(context)
+    else:
+        name, judge_answers = rewards_as_judge(context)
+    learned = load_reward_model(context.run / "reward" / "model") if "reward" in recipe.stages else None
     reference = load_policy(context.run / "sft" / "model")
     before = answers_of(context, reference, reference, prompts, judge_answers, learned)
     for algorithm in recipe.algorithms:
@@ -215,16 +197,6 @@ def evaluation(context: Context, writer: StageWriter) -> None:
         report, samples = judged(algorithm, after, "sft", before, prompts, name)
         write_json(writer.folder / f"{algorithm}.json", report)
         write_lines(writer.folder / f"{algorithm}.samples.jsonl", samples)
-
-
-MAX_TOKENS = 8192
-"""Of one forward pass where nothing is trained, padding included."""
-
-TRAINED_JUDGE = "the trained reward model itself"
-NO_JUDGE = (
-    "The judge is the reward model that the policy was trained on, so these figures show how well it was optimised, "
-    "not whether the answers are better. Set judge.fraction to keep comparisons for an independent one."
-)
 
 
 # Parts of stages
@@ -242,7 +214,7 @@ def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Ren
         if context.recipe.sft.loss_on == "all":
             rendered = policy.chat.render([*fitted.messages, Message(role="assistant", content=answer)], "all")
         result.append(rendered)
-    _note_cut(context, cut, len(pairs))
+    note_cut(context, cut, len(pairs))
     if len(result) < len(pairs):
         context.note(
             f"{len(pairs) - len(result)} of {len(pairs)} demonstrations are longer than "
@@ -254,7 +226,7 @@ def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Ren
 def _encode(context: Context, model: Policy | RewardModel, found: Sequence[Comparison]) -> list[PreferenceGroup]:
     limits = context.recipe.data
     groups, cut, left_out = encode(model.chat, found, limits.max_prompt_tokens, limits.max_response_tokens)
-    _note_cut(context, cut, len(found))
+    note_cut(context, cut, len(found))
     if left_out:
         context.note(
             f"{left_out} judged answers are longer than {limits.max_response_tokens} tokens and were left out."
@@ -345,37 +317,43 @@ def user_name() -> str:
         return "somebody"
 
 
-def _sample(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    context: Context,
-    config: SampleConfig | EvaluateConfig,
-    purpose: str,
-    answers: int = 1,
-) -> Rollout:
-    limit = context.recipe.data.max_prompt_tokens
-    fitted = [policy.chat.fitted_prompt_ids(prompt, limit) for prompt in prompts]
-    _note_cut(
-        context, sum(kept is not prompt for (_, kept), prompt in zip(fitted, prompts, strict=True)), len(prompts)
-    )
-    return sample(
-        policy.model,
-        [ids for ids, _ in fitted],
-        eos_id=policy.chat.eos_id,
-        max_response_tokens=config.max_response_tokens,
-        temperature=config.temperature,
-        seed=context.seed(purpose),
-        answers=answers,
-        batch_size=config.batch_size,
-    )
+def _annotators(context: Context, policy: Policy) -> PairJudge:
+    """The simulated annotators, asked while a policy learns: their judgements go to the store like anybody's."""
+    batches = count()
+
+    def ask(asked: Sequence[Prompt], rollout: Rollout, answers: int) -> tuple[list[list[Votes]], Metrics]:
+        origin = f"runs/{context.recipe.name}/online_dpo@{next(batches)}"
+        items: list[tuple[Prompt, list[Completion]]] = []
+        rows: list[dict[str, int]] = []  # where each completion came from, by text: the same text is one answer
+        for start in range(0, len(asked), answers):
+            texts = {policy.chat.text(rollout.responses[start + k]): k for k in reversed(range(answers))}
+            made = [Completion(prompt_id=asked[start].id, text=text, origin=origin) for text in sorted(texts)]
+            items.append((asked[start], made))
+            rows.append(texts)
+        context.store.add(completion for _, made in items for completion in made)
+        several = [item for item in items if len(item[1]) > 1]
+        ids = _simulate(context, several)
+        frozen = snapshot(context.store, context.recipe.data.criterion, [c.id for _, made in several for c in made])
+        given = replace(frozen, judgements=tuple(j for j in frozen.judgements if j.id in ids))
+        by_prompt = {comparison.prompt.id: comparison for comparison in given.comparisons()}
+        votes = [_votes(by_prompt.get(prompt.id), texts) for (prompt, _), texts in zip(items, rows, strict=True)]
+        return votes, {"judgements": len(ids)}
+
+    return ask
 
 
-def _note_cut(context: Context, cut: int, of: int) -> None:
-    if cut:
-        context.note(f"{cut} of {of} prompts were cut to {context.recipe.data.max_prompt_tokens} tokens.")
+def _votes(comparison: Comparison | None, rows: Mapping[str, int]) -> list[Votes]:
+    """A comparison's votes by the answers' places in the rollout."""
+    if comparison is None:
+        return []
+    wins = {(i, j): count for i, j, count in comparison.wins}
+    return [
+        (rows[comparison.texts[i]], rows[comparison.texts[j]], wins.get((i, j), 0.0), wins.get((j, i), 0.0))
+        for i, j in sorted({(min(pair), max(pair)) for pair in wins})
+    ]
 
 
-def _observer(context: Context) -> Callable[[Sequence[Prompt], Sequence[str]], Metrics] | None:
+def _observer(context: Context) -> Observer | None:
     """The true reward beside the learned one, for the report. Training never sees it."""
     world = context.world
     if world is None:
@@ -385,73 +363,6 @@ def _observer(context: Context) -> Callable[[Sequence[Prompt], Sequence[str]], M
     }
 
 
-def choose_judge(context: Context, folder: str = "") -> tuple[str, Judge]:
-    """Who decides an evaluation, by name and as a function.
-
-    A reward model from ``folder``; else the world's true preference; else the run's held-out reward model; failing
-    all, the trained reward model, with a warning, as whenever it is asked about a policy trained against it.
-    """
-    world, limit = context.world, context.recipe.data.max_prompt_tokens
-    if world is not None and not folder:
-        return "true preference", lambda prompts, texts: [
-            world.judge(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)
-        ]
-    independent = context.recipe.judge.fraction > 0
-    place = Path(folder) if folder else context.run / ("judge" if independent else "reward") / "model"
-    model = load_reward_model(folder or place)
-    name = folder or "held-out reward model"
-    if place.resolve() == (context.run / "reward" / "model").resolve():
-        name = TRAINED_JUDGE
-        warnings.warn(NO_JUDGE, stacklevel=2)
-    return name, lambda prompts, texts: [{"score": one} for one in _scores(model, prompts, texts, limit)]
-
-
-def judged(
-    name: str, after: Answers, against: str, before: Answers, prompts: Sequence[Prompt], judge: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A comparison and its samples, with an alarm where the judge is no independent one."""
-    report, samples = compare(name, after, against, before, prompts, judge)
-    if judge == TRAINED_JUDGE:
-        report["alarms"].insert(0, NO_JUDGE)
-    return report, samples
-
-
-def answers_of(
-    context: Context,
-    policy: Policy,
-    reference: Policy,
-    prompts: Sequence[Prompt],
-    judge_answers: Judge,
-    learned: RewardModel | None,
-) -> Answers:
-    """One policy's answers, scored. Both sides of a comparison draw with the same random numbers."""
-    config, limit = context.recipe.evaluate, context.recipe.data.max_prompt_tokens
-    rollout = _sample(policy, prompts, context, config, "evaluation")
-    texts = [policy.chat.text(ids) for ids in rollout.responses]
-    kl = 0.0
-    if policy is not reference:
-        ref_log_probs = score_responses(reference.model, rollout.sequences, MAX_TOKENS, config.temperature)
-        kl = float(rollout.log_probs[rollout.mask].sum() - torch.cat(ref_log_probs).sum())
-    return Answers(
-        texts=texts,
-        tokens=rollout.lengths.tolist(),
-        learned=_scores(learned, prompts, texts, limit) if learned else None,
-        judged=judge_answers(prompts, texts),
-        kl=kl / len(rollout),
-    )
-
-
-def _scores(
-    model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str], max_prompt_tokens: int
-) -> list[float]:
-    sequences = [
-        model.chat.answered(model.chat.fitted_prompt_ids(prompt, max_prompt_tokens)[1], text)
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
-    scores: list[float] = model.score(sequences, MAX_TOKENS).tolist()
-    return scores
-
-
 STAGES: dict[str, Callable[[Context, StageWriter], None]] = {
     "pretrain": pretrain,
     "sft": sft,
@@ -459,7 +370,8 @@ STAGES: dict[str, Callable[[Context, StageWriter], None]] = {
     "label": label,
     "reward": reward,
     "judge": judge_model,
-    "ppo": ppo,
+    **{name: partial(policy_gradient, name) for name in POLICY_GRADIENTS},
+    "online_dpo": online_dpo,
     **{name: partial(direct, name) for name in DIRECT},
     "evaluation": evaluation,
 }

@@ -12,18 +12,21 @@ from typing import Any, Literal
 from rich.text import Text
 
 from prefloop.chat import Chat, Rendered
-from prefloop.config import DataConfig, Recipe
+from prefloop.config import DataConfig
 from prefloop.console import printable
+from prefloop.context import Context
 from prefloop.dataset import place, prepare
 from prefloop.feedback.formats import read_file, write_sheet
 from prefloop.feedback.records import Completion, Demonstration, Message, Prompt, content_id
 from prefloop.feedback.store import AnyRecord, Store
+from prefloop.judging import answers_of, choose_judge, judged
 from prefloop.models.loading import load_tokenizer
 from prefloop.policy import Policy, load_policy
+from prefloop.recipes import Recipe
 from prefloop.rollout.sampler import sample
 from prefloop.runs import folder_hash
 from prefloop.seeds import derive
-from prefloop.stages import Context, answers_of, choose_judge, judged, user_name
+from prefloop.stages import user_name
 
 
 @dataclass(frozen=True)

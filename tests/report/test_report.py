@@ -194,7 +194,7 @@ def test_stages_made_from_an_earlier_version_are_not_shown(copy: Path) -> None:
         "Not shown: PPO and the evaluation. They were made from an earlier version of the reward model; run the "
         "recipe to the end to make them anew." in text
     )
-    assert everything - shown(copy) == {"win-rates", "over-optimisation", "ppo", "samples"}
+    assert everything - shown(copy) == {"win-rates", "over-optimisation-ppo", "ppo", "samples"}
     assert "No policy has been judged" in text
     assert "Not part of this run" not in text
     assert "Faithfulness fell" not in text  # the evaluation's alarm
@@ -253,7 +253,7 @@ def test_a_true_reward_of_few_iterations_is_known_all_the_same(copy: Path) -> No
 
 def test_whose_judgement_it_is_reads_well(copy: Path) -> None:
     for judge, said in (
-        ("the trained reward model itself", "the trained"),
+        ("the trained reward itself", "the trained"),
         ("held-out reward model", "the held-out"),
     ):
         write_json(copy / "evaluation" / "ppo.json", figures(copy, "ppo") | {"judge": judge})
@@ -498,7 +498,7 @@ def test_in_a_browser(browser: Any, demo: Path, width: int) -> None:
     tab.click("#theme")
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
 
-    chart = tab.locator("#over-optimisation svg[tabindex]").last
+    chart = tab.locator("#over-optimisation-ppo svg[tabindex]").last
     chart.scroll_into_view_if_needed()
     chart.hover()
     assert "true reward" in tab.inner_text("#readout")

@@ -16,8 +16,8 @@ from prefloop.report.read import Metrics, Run, Sample, Stage
 from prefloop.report.samples import at_random, compared, disagreement, select, visible
 from prefloop.report.scale import duration, number, padded, rolling, thin, ticks, wilson
 from prefloop.report.sections import find_peak, over_optimisation
-from prefloop.report.stages import RATIO_TOLERANCE, ppo_health
-from prefloop.training import ppo
+from prefloop.report.stages import RATIO_TOLERANCE, on_policy_health
+from prefloop.training import policy_gradient
 
 # The selection of samples
 
@@ -167,7 +167,7 @@ def test_the_path_of_a_reward_starts_at_nothing_gained() -> None:
     rows = [
         {"iteration": float(i), "reward": 1 - 0.5**i, "true_reward": 3 - 3 * 0.6**i, "kl": i / 9} for i in range(30)
     ]
-    section = over_optimisation(Run(Path(), "run", stages={"ppo": Stage("ppo", Metrics("iteration", rows))}))
+    section = over_optimisation(Run(Path(), "run", stages={"ppo": Stage("ppo", Metrics("iteration", rows))}), "ppo")
     assert section
     ticks_shown = re.findall(r'class="tick"[^>]*text-anchor="end">([^<]+)<', section.figures[0].chart.svg)
     assert min(float(tick.replace("−", "-")) for tick in ticks_shown) == 0
@@ -179,15 +179,16 @@ def test_the_path_of_a_reward_starts_at_nothing_gained() -> None:
 
 def kl_warnings(values: list[float], episodes: int) -> list[str]:
     rows = [{"iteration": float(i), "kl": kl, "response_tokens": 20.0} for i, kl in enumerate(values, start=1)]
-    section = ppo_health(
-        Run(Path(), "run", episodes=episodes, stages={"ppo": Stage("ppo", Metrics("iteration", rows))})
+    section = on_policy_health(
+        Run(Path(), "run", episodes={"ppo": episodes}, stages={"ppo": Stage("ppo", Metrics("iteration", rows))}),
+        "ppo",
     )
     assert section
     return section.warnings
 
 
 def test_the_tolerance_is_that_of_training() -> None:
-    assert RATIO_TOLERANCE == ppo.RATIO_TOLERANCE
+    assert RATIO_TOLERANCE == policy_gradient.RATIO_TOLERANCE
 
 
 def test_noise_around_a_small_kl_is_no_alarm() -> None:

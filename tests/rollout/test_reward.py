@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.toys import assistant, byte_tokenizer, llama, user
@@ -48,13 +49,13 @@ def test_a_function_is_asked_about_the_texts_in_order() -> None:
     assert scores.tolist() == [3.0, 6.0]
 
 
-@pytest.mark.parametrize("value", [1, True, "2.5", torch.tensor(3.0)])
+@pytest.mark.parametrize("value", [1, True, torch.tensor(3.0), torch.tensor([2.5]), np.float32(0.5)])
 def test_whatever_is_a_number_is_taken(value: Any) -> None:
     scores = function_scorer(lambda *_: value, CHAT)(PROMPTS, rollout(ids("a"), ids("b")))
     assert scores.tolist() == [float(value)] * 2
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "good", [1, 2]])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "good", "2.5", [1, 2], torch.ones(2)])
 def test_a_reward_that_is_no_finite_number_is_an_error_with_the_texts(value: Any) -> None:
     def reward(prompt: str, response: str) -> Any:
         return value if prompt == "second" else 0.0

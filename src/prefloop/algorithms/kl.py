@@ -1,8 +1,13 @@
-"""The KL penalty: estimators of KL(π‖π_ref) from samples of π, and the controller of its weight β.
+"""The KL penalty: KL(π‖π_ref) and its estimators from samples of π, and the controller of its weight β.
 
-Estimators k1, k2, k3: Schulman 2020, "Approximating KL divergence". As a *loss* term only k2 has the right
-gradient [Tang & Munos 2025]. In the *reward* use k1: the published advice also names k3, but its policy gradient
-leaves out a term that is zero for k1 alone (docs/tried.md has a world in which it misses the optimum).
+Estimators k1, k2, k3: Schulman 2020, "Approximating KL divergence". Which of them has the right gradient depends on
+where it stands [Tang & Munos 2025]:
+
+* In the *reward* it is k1: the policy gradient of a penalty k(π) leaves out E[∇k], which is zero for k1 alone. The
+  published advice also names k3; it misses the optimum (docs/ppo.md measures by how much).
+* As a term of the *loss* it is k2 or the full KL, whose gradients agree: E[k1·∇log π]. That of k1 is zero on average,
+  that of k3 is that of the KL the other way round. Either charges a token for its own divergence only, not for
+  where it leads: for answers of several tokens only k1 in the reward has the optimum π_ref·exp(r/β).
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,6 +36,15 @@ def kl_estimate(
     if estimator == "k2":
         return k1.square() / 2
     return (-k1).expm1() + k1
+
+
+def full_kl(
+    logits: Float[Tensor, "N V"], ref_logits: Float[Tensor, "N V"], temperature: float = 1.0
+) -> Float[Tensor, " N"]:
+    """Σ_a π(a)·(log π(a) − log π_ref(a)) over the whole vocabulary, for softmax(logits / T); nats."""
+    log_probs = torch.log_softmax(logits.float() / temperature, dim=1)
+    ref_log_probs = torch.log_softmax(ref_logits.float() / temperature, dim=1)
+    return (log_probs.exp() * (log_probs - ref_log_probs)).sum(1)
 
 
 def adapt_kl_coef(coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:

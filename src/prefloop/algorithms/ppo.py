@@ -27,18 +27,32 @@ def policy_loss(
     old_log_probs: Float[Tensor, " N"],
     advantages: Float[Tensor, " N"],
     clip_range: float,
+    dual_clip: float = 0.0,
 ) -> tuple[Float[Tensor, " N"], Stats]:
-    """max(−Aρ, −A·clip(ρ, 1−ε, 1+ε)) for each token, ρ = π(a)/π_old(a) [Schulman et al. 2017, eq. 7]."""
+    """max(−Aρ, −A·clip(ρ, 1−ε, 1+ε)) for each token, ρ = π(a)/π_old(a) [Schulman et al. 2017, eq. 7].
+
+    Args:
+        clip_range: ε.
+        dual_clip: c > 1 bounds the loss of a bad action (A < 0) by −cA, however much likelier it has become
+            [Ye et al. 2020, eq. 4]; 0 for no such bound.
+
+    Returns:
+        The loss of each token; ``clip_fraction`` and ``approx_kl`` (k3 of the policy that sampled).
+    """
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    losses = torch.maximum(unclipped, clipped)
+    if dual_clip:
+        bound = -advantages * dual_clip
+        losses = torch.minimum(losses, bound).where(advantages < 0, losses)
     with torch.no_grad():
         stats = {
             "clip_fraction": (clipped > unclipped).float(),
             "approx_kl": ratio - 1 - log_ratio,
         }
-    return torch.maximum(unclipped, clipped), stats
+    return losses, stats
 
 
 def value_loss(

@@ -107,6 +107,18 @@ def response_log_probs(model: Any, batch: TokenBatch, temperature: float = 1.0) 
     return token_log_probs(head_logits(model, states), batch.targets, temperature)
 
 
+def read_states(
+    model: Any, sequences: Sequence[Rendered], max_tokens: int
+) -> Iterator[tuple[list[int], Float[Tensor, "N d"], TokenBatch]]:
+    """The states that predict the response tokens, without gradients: for each group of sequences their indices,
+    the states of their tokens end to end, and the batch."""
+    for group in micro_batches([len(s) for s in sequences], max_tokens):
+        batch = pad([sequences[i] for i in group], model.device)
+        with torch.no_grad():
+            states = predicting_states(hidden_states(model, batch), batch)
+        yield group, states, batch
+
+
 @torch.no_grad()
 def score_responses(
     model: Any, sequences: Sequence[Rendered], max_tokens: int, temperature: float = 1.0

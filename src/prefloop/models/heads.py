@@ -72,7 +72,10 @@ class RewardModel:
 
     def score_batch(self, batch: TokenBatch) -> Float[Tensor, " B"]:
         """The score of each row, read at its last real token."""
-        states = last_states(hidden_states(self.model, batch), batch)
+        return self.score_states(last_states(hidden_states(self.model, batch), batch))
+
+    def score_states(self, states: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:
+        """The score of an answer whose last hidden state is given."""
         scores: Tensor = self.model.score(states)[:, 0].float() + self.model.config.reward_shift
         return scores
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from prefloop.report import stages
 from prefloop.report.bars import whisker
-from prefloop.report.read import DIRECT, Evaluation, Interval, Manifest, Run, Sample, read_run
+from prefloop.report.read import DIRECT, ON_POLICY, Evaluation, Interval, Manifest, Run, Sample, read_run
 from prefloop.report.samples import Answer, Group, compared, folded, select, visible
 from prefloop.report.scale import duration, interval_text, memory, number, percent
 from prefloop.report.sections import Section, over_optimisation, win_rates
@@ -95,8 +95,9 @@ def _security_policy(css: str, script: str) -> str:
 
 def _sections(run: Run) -> Iterator[Section | None]:
     yield win_rates(run)
-    yield over_optimisation(run)
-    yield stages.ppo_health(run)
+    for name in ON_POLICY:
+        yield over_optimisation(run, name)
+        yield stages.on_policy_health(run, name)
     yield stages.reward_model(run, "reward")
     yield stages.reward_model(run, "judge")
     for name in DIRECT:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import cast
 
 DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
+ON_POLICY = ("ppo", "reinforce", "rloo", "grpo", "reinforce_pp", "online_dpo")
 """Algorithms that learn from comparisons without a reward model."""
-STAGE_ORDER = ("pretrain", "sft", "sample", "label", "reward", "judge", "ppo", *DIRECT, "evaluation")
+STAGE_ORDER = ("pretrain", "sft", "sample", "label", "reward", "judge", *ON_POLICY, *DIRECT, "evaluation")
 VERDICTS = ("win", "tie", "loss")
 Points = list[tuple[float, float]]
 
@@ -213,7 +214,7 @@ class Run:
     seconds: float | None = None
     peak_memory_mb: float | None = None
     recipe: str | None = None
-    episodes: int = 1  # responses of a PPO iteration; 1 where the recipe does not say
+    episodes: dict[str, int] = field(default_factory=dict)  # responses of an iteration, by algorithm
     stages: dict[str, Stage] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -354,10 +355,11 @@ def _recipe(path: Path) -> str | None:
     return text
 
 
-def _episodes(recipe: str | None) -> int:
-    section = tomllib.loads(recipe or "").get("ppo")
-    value = section.get("episodes") if isinstance(section, dict) else None
-    return max(1, value) if isinstance(value, int) else 1
+def _episodes(recipe: str | None) -> dict[str, int]:
+    table = tomllib.loads(recipe or "")
+    sections = {name: table.get(name) for name in ON_POLICY}
+    values = {name: section.get("episodes") for name, section in sections.items() if isinstance(section, dict)}
+    return {name: max(1, value) for name, value in values.items() if isinstance(value, int)}
 
 
 def _metrics(path: Path) -> Metrics | None:

@@ -149,20 +149,20 @@ def find_peak(points: Points) -> Peak | None:
     return Peak(end if at == means[-1][0] else at, value, end, end_value, math.sqrt(2 * variance / window))
 
 
-def over_optimisation(run: Run) -> Section | None:
-    metrics = run.metrics("ppo")
+def over_optimisation(run: Run, name: str) -> Section | None:
+    metrics = run.metrics(name)
     if metrics is None or not metrics.series("reward"):
         return None
     true = metrics.series("true_reward")
     peak = find_peak(true)
     return Section(
-        "over-optimisation",
-        "Over-optimisation",
+        f"over-optimisation-{name}",
+        f"Over-optimisation: {title(name)}",
         "The learned reward is a proxy. Pushed far enough, it keeps rising while the answers get worse. "
         "The distance √KL says how far the policy has gone from where it started.",
         [*_trajectory(metrics), *_curves(metrics, peak)],
         warnings=[_peak_sentence(metrics, peak)] if peak and peak.past else [],
-        facts=_facts(metrics, true, peak, run),
+        facts=_facts(metrics, true, peak, run, name),
     )
 
 
@@ -260,7 +260,7 @@ def _peak_sentence(metrics: Metrics, peak: Peak) -> str:
     )
 
 
-def _facts(metrics: Metrics, true: Points, peak: Peak | None, run: Run) -> list[tuple[str, str]]:
+def _facts(metrics: Metrics, true: Points, peak: Peak | None, run: Run, name: str) -> list[tuple[str, str]]:
     facts = []
     if peak and not peak.past:
         said = (
@@ -277,7 +277,7 @@ def _facts(metrics: Metrics, true: Points, peak: Peak | None, run: Run) -> list[
     kl = finite(metrics.series("kl"))
     if kl:
         facts.append(("Distance at the end", f"√KL {math.sqrt(max(kl[-1][1], 0)):.1f}"))
-    judged = next((e for e in run.evaluations if e.name == "ppo" and not has_true_scores(e)), None)
+    judged = next((e for e in run.evaluations if e.name == name and not has_true_scores(e)), None)
     if judged and judged.win_rate:
         facts.append((f"Judged by {judge(judged)}", f"win rate {percent(judged.win_rate.value)}"))
-    return [(name, value.replace(" %", f"{THIN}%")) for name, value in facts]
+    return [(label, value.replace(" %", f"{THIN}%")) for label, value in facts]

@@ -1,4 +1,4 @@
-"""How each stage of training went: PPO's health, the reward model, SFT, pretraining and DPO."""
+"""How each stage of training went: PPO and its relatives, the reward model, SFT, pretraining, DPO."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ _HEALTH = (
     ("clip_fraction", "Clipped", "Share of tokens at the clip. Above 30 %: steps are too large.", "s"),
     ("approx_kl", "Step size", "KL to the policy that sampled. Spikes come before instability.", "z"),
     ("explained_variance", "Explained variance", "Of the returns, by the value head. 1 is all, 0 none.", ""),
+    ("kl_loss", "KL in the loss", "Nats per token, of the policy in training. Small, and level.", "z"),
     ("value_loss", "Value loss", "Should fall and stay low; a jump follows a jump in reward.", "z"),
     ("grad_norm", "Gradient norm", "Before clipping. Look for spikes that do not come back.", "z"),
     ("ratio_error", "Ratio error", "Sampler against trainer before the first step: rounding only.", "l"),
 )
 
 
-# What training/ppo.py warns of while it runs. The report may not import it, for it would need torch.
+# What training warns of while it runs (training/on_policy.py). The report may not import it, for it would need torch.
 RATIO_TOLERANCE = 1e-3
 NATS_A_TOKEN = 2.0
 CHANCE = 1e-4  # of a KL this far below 0 by luck; with normal log-ratios that takes 4.3 standard errors or more
 
 
-def ppo_health(run: Run) -> Section | None:
-    metrics = run.metrics("ppo")
+def on_policy_health(run: Run, name: str) -> Section | None:
+    metrics = run.metrics(name)
     if metrics is None:
         return None
     figures: list[Figure] = []
-    for key, name, caption, how in _HEALTH:
-        series = [Series(name, metrics.series(key), "blue", smooth="l" not in how)]
+    for key, label, caption, how in _HEALTH:
+        series = [Series(label, metrics.series(key), "blue", smooth="l" not in how)]
         options = Options(
             x_label="",
             size=SMALL,
@@ -49,11 +50,11 @@ def ppo_health(run: Run) -> Section | None:
             y_range=_floor(metrics, key),
             rules=((RATIO_TOLERANCE, "tolerance"),) if key == "ratio_error" else (),
         )
-        figures += figure(name, caption, line_chart(name, series, options), _shown(metrics, key, how))
+        figures += figure(label, caption, line_chart(label, series, options), _shown(metrics, key, how))
     figures += _seconds(metrics)
     lead = f"{len(metrics.rows)} iterations, left to right. The figure beside each title is the last value."
-    warnings = [*_ratio_error(metrics), *_negative_kl(metrics, run.episodes), *_runaway(metrics)]
-    return Section("ppo", "PPO’s health", lead, figures, warnings=warnings, compact=True)
+    warnings = [*_ratio_error(metrics), *_negative_kl(metrics, run.episodes.get(name, 1)), *_runaway(metrics, name)]
+    return Section(name, f"{title(name)}’s health", lead, figures, warnings=warnings, compact=True)
 
 
 def _ratio_error(metrics: Metrics) -> list[str]:
@@ -94,7 +95,7 @@ def _negative_kl(metrics: Metrics, episodes: int) -> list[str]:
     ]
 
 
-def _runaway(metrics: Metrics) -> list[str]:
+def _runaway(metrics: Metrics, name: str) -> list[str]:
     rows = [row for row in metrics.rows if row.get("response_tokens", 0.0) > 0 and drawable(row.get("kl", math.nan))]
     found = [(row["kl"] / row["response_tokens"], row[metrics.axis]) for row in rows]
     found = [(nats, x) for nats, x in found if nats > NATS_A_TOKEN]
@@ -103,9 +104,13 @@ def _runaway(metrics: Metrics) -> list[str]:
     nats, at = max(found)
     return [
         f"The KL from the reference was above {NATS_A_TOKEN:g} nats a token in {_of(len(found), metrics)}, at most "
-        f"{number(nats)} ({metrics.axis} {number(at)}): the policy has left the language of the reference. Raise "
-        "ppo.kl_coef, set ppo.kl_target or lower ppo.learning_rate."
+        f"{number(nats)} ({metrics.axis} {number(at)}): the policy has left the language of the reference. "
+        f"{_more_kl(name)} or lower {name}.learning_rate."
     ]
+
+
+def _more_kl(name: str) -> str:
+    return "Raise online_dpo.beta" if name == "online_dpo" else f"Raise {name}.kl_coef, set {name}.kl_target"
 
 
 def _of(count: int, metrics: Metrics) -> str:

@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from prefloop.report.read import Evaluation, Run
 from prefloop.report.scale import THIN, interval_text, number, percent
 
-POLICY_TONES = {"ppo": "blue", "dpo": "orange", "ipo": "green", "kto": "purple", "orpo": "grey", "simpo": "rose"}
-_UPPER = {"ppo", "dpo", "sft", "kl", "rlhf", "ipo", "kto", "orpo"}
-_MIXED = {"simpo": "SimPO"}
+POLICY_TONES = {
+    "ppo": "blue",
+    "dpo": "orange",
+    "ipo": "green",
+    "kto": "purple",
+    "orpo": "grey",
+    "simpo": "rose",
+    "reinforce": "grey",
+    "rloo": "green",
+    "grpo": "purple",
+    "reinforce_pp": "rose",
+    "online_dpo": "orange",
+}
+_UPPER = {"ppo", "dpo", "sft", "kl", "rlhf", "ipo", "kto", "orpo", "reinforce", "rloo", "grpo"}
+_MIXED = {"simpo": "SimPO", "reinforce_pp": "REINFORCE++", "online_dpo": "Online DPO"}
 
 
 def title(name: str) -> str:

@@ -1,10 +1,11 @@
-"""Rewards for sampled responses: a reward model, or any Python function."""
+"""Rewards for sampled responses: reward models, Python functions, or several of both."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,11 +20,64 @@ RewardFunction = Callable[[str, str], float]
 """(prompt's text, response) → how good the response is."""
 
 
+@dataclass(frozen=True)
+class Batched:
+    """Marks a reward function of all prompts and responses of an iteration: two lists in, as many numbers out."""
+
+    function: Callable[[list[str], list[str]], Sequence[float]]
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> Sequence[float]:
+        return self.function(prompts, responses)
+
+
 @runtime_checkable
 class Scorer(Protocol):
-    """What PPO asks: a score for each response of a rollout."""
+    """A score for each response of a rollout."""
 
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout, /) -> Float[Tensor, " B"]: ...
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One of the things that responses are rewarded for."""
+
+    scorer: Scorer
+    name: str = "reward"
+    weight: float = 1.0
+    model: RewardModel | None = None
+    """The reward model behind it, where there is one that reads the policy's tokens."""
+
+
+def total_scores(
+    rewards: Sequence[Reward], prompts: Sequence[Prompt], rollout: Rollout
+) -> tuple[Float[Tensor, " B"], dict[str, float]]:
+    """The weighted sum of all rewards, and the mean of each, unweighted, where there is more than one."""
+    parts = [reward.scorer(prompts, rollout) for reward in rewards]
+    total = torch.stack([reward.weight * part for reward, part in zip(rewards, parts, strict=True)]).sum(0)
+    means = {f"reward_{reward.name}": float(part.mean()) for reward, part in zip(rewards, parts, strict=True)}
+    return total, means if len(rewards) > 1 else {}
+
+
+def model_reward(
+    model: RewardModel, chat: Chat, max_tokens: int, name: str = "reward", weight: float = 1.0
+) -> Reward:
+    """A reward model's score.
+
+    Args:
+        chat: the policy's. With the same vocabulary the model reads the very tokens that were sampled, else the whole
+            conversation as text.
+        max_tokens: of one forward pass, padding included.
+    """
+    if model.tokenizer.get_vocab() == chat.tokenizer.get_vocab():
+        return Reward(model_scorer(model, max_tokens), name, weight, model)
+    return Reward(text_scorer(model, chat), name, weight)
+
+
+def function_reward(
+    function: RewardFunction | Batched, chat: Chat, name: str = "reward", weight: float = 1.0
+) -> Reward:
+    """A Python function's score; see :func:`function_scorer`."""
+    return Reward(function_scorer(function, chat, name), name, weight)
 
 
 def model_scorer(reward: RewardModel, max_tokens: int) -> Scorer:
@@ -52,28 +106,68 @@ def text_scorer(reward: RewardModel, chat: Chat) -> Scorer:
     return score
 
 
-def function_scorer(function: RewardFunction, chat: Chat) -> Scorer:
-    """Scores of a Python function of the texts.
-
-    Raises:
-        ValueError: the function returned something that is no finite number; the message has the texts.
-    """
+def function_scorer(function: RewardFunction | Batched, chat: Chat, name: str = "reward") -> Scorer:
+    """Scores of a Python function of the texts."""
 
     def score(prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]:
-        scores = []
-        for prompt, ids in zip(prompts, rollout.responses, strict=True):
-            response = chat.text(ids)
-            value = function(prompt.text, response)
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise ValueError(
-                    f"the reward function returned {value!r}, which is no finite number, "
-                    f"for prompt {prompt.text!r} and response {response!r}"
-                )
-            scores.append(number)
-        return torch.tensor(scores, device=rollout.ids.device)
+        responses = [chat.text(ids) for ids in rollout.responses]
+        found = score_texts(function, [prompt.text for prompt in prompts], responses, name)
+        return torch.tensor(found, device=rollout.ids.device)
 
     return score
+
+
+def score_texts(
+    function: RewardFunction | Batched, prompts: list[str], responses: list[str], name: str = "reward"
+) -> list[float]:
+    """What a reward function gives for each response.
+
+    Raises:
+        ValueError: it raised something, returned another number of scores than there are responses, or something that
+            is no finite number. The message has the prompt and the response; what was raised is its cause.
+    """
+
+    def asked(row: int) -> str:
+        return f"for prompt {_short(prompts[row])} and response {_short(responses[row])}"
+
+    values: list[Any]
+    if isinstance(function, Batched):
+        try:
+            values = list(function(list(prompts), list(responses)))
+        except Exception as error:
+            raise ValueError(
+                f"the reward function {name!r} raised {error!r} for {len(responses)} responses, the first of them "
+                f"{asked(0)}"
+            ) from error
+        if len(values) != len(responses):
+            raise ValueError(
+                f"the reward function {name!r} returned {len(values)} scores for {len(responses)} responses; it must "
+                "return one for each, in their order"
+            )
+    else:
+        values = []
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                values.append(function(prompt, response))
+            except Exception as error:
+                raise ValueError(f"the reward function {name!r} raised {error!r} {asked(row)}") from error
+    return [_number(value, name, asked, row) for row, value in enumerate(values)]
+
+
+def _number(value: Any, name: str, asked: Callable[[int], str], row: int) -> float:
+    try:
+        # A text is no number, even one of digits: a judge's answer that nobody has parsed should not pass for one.
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of more than one number
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"the reward function {name!r} returned {_short(value)}, which is no finite number, {asked(row)}"
+        )
+    return number
+
+
+def _short(value: Any) -> str:
+    """Enough of it to find it by."""
+    text = repr(value)
+    return text if len(text) <= 400 else f"{text[:300]}… ({len(text)} characters)"

@@ -64,7 +64,7 @@ def train_direct(
     point = torch.zeros((), device=model.device)
 
     def loss(batch: list[PreferenceGroup]) -> tuple[Tensor, dict[str, Tensor]]:
-        return _losses(model, batch, config, point)
+        return preference_losses(model, batch, config, point)
 
     result: Metrics = {}
     for step, batch in enumerate(shuffled_batches(groups, config.batch_size, steps, seed), start=1):
@@ -81,7 +81,7 @@ def train_direct(
     return result
 
 
-def _losses(
+def preference_losses(
     model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig, point: Float[Tensor, ""]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of every pair (KTO: of every answer), to be divided by the number of votes."""
@@ -166,7 +166,7 @@ def _heldout_figures(model: Any, groups: Sequence[PreferenceGroup], config: Dire
         point = _reference_point(model, groups, config)
     sums = {"eval_loss": 0.0, "eval_accuracy": 0.0}
     for batch in group_micro_batches(groups, config.micro_batch_tokens):
-        losses, stats = _losses(model, batch, config, point)
+        losses, stats = preference_losses(model, batch, config, point)
         sums["eval_loss"] += float(losses.sum())
         sums["eval_accuracy"] += float(stats["accuracy"].sum())
     return {name: value / votes for name, value in sums.items()}

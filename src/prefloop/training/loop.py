@@ -98,6 +98,12 @@ class Optimiser:
         return {**sums, "learning_rate": rate, "grad_norm": float(norm)}
 
 
+def mean_figures(steps: Sequence[Metrics]) -> Metrics:
+    """The mean of each figure over several steps; the learning rate is the last one's."""
+    means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    return {**means, "learning_rate": steps[-1]["learning_rate"]}
+
+
 def steps_in(items: int, batch_size: int, epochs: float) -> int:
     """Optimiser steps of ``epochs`` passes over the items."""
     return max(1, round(items * epochs / batch_size))

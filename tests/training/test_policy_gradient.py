@@ -23,11 +23,14 @@ from prefloop.feedback.records import Prompt
 from prefloop.models.heads import ValueHead
 from prefloop.policy import Policy
 from prefloop.rollout.batch import Rollout
+from prefloop.rollout.reward import Reward
 from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
-from prefloop.training import ppo as module
+from prefloop.training import policy_gradient as module
+from prefloop.training.critic import SharedCritic
 from prefloop.training.loop import Metrics, NonFiniteError
-from prefloop.training.ppo import _watch_kl, train_ppo
+from prefloop.training.on_policy import _watch_kl
+from prefloop.training.policy_gradient import train_policy_gradient
 
 SMALL: dict[str, Any] = {
     "iterations": 1,
@@ -58,8 +61,10 @@ def train(
     made: Policy, scorer: Callable[..., Tensor] = byte_scores, seed: int = 0, **options: Any
 ) -> tuple[list[Metrics], ValueHead]:
     lines: list[Metrics] = []
-    head = train_ppo(made, prompts(5), scorer, PPOConfig(**{**SMALL, **options}), seed, lines.append)
-    return lines, head
+    config = PPOConfig(**{**SMALL, **options})
+    critic = train_policy_gradient(made, prompts(5), [Reward(scorer)], config, seed, lines.append)
+    assert isinstance(critic, SharedCritic)
+    return lines, critic.head
 
 
 class Recorded(list[Rollout]):
@@ -264,13 +269,13 @@ def test_line_02_dropout_is_off_in_policy_and_reference() -> None:
 def test_line_19_the_reference_is_the_policy_as_it_came_in_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     start = parameters(lively().model)
     seen = []
-    score = module.score_responses
+    read = module.read_states
 
-    def recording(model: Any, *rest: Any) -> list[Tensor]:
+    def recording(model: Any, *rest: Any) -> Any:
         seen.append(same(parameters(model), start) and not any(p.requires_grad for p in model.parameters()))
-        return score(model, *rest)
+        return read(model, *rest)
 
-    monkeypatch.setattr(module, "score_responses", recording)
+    monkeypatch.setattr(module, "read_states", recording)
     made = lively()
     lines, _ = train(made, iterations=4, learning_rate=5e-3)
     assert seen == [True] * 4
@@ -348,7 +353,7 @@ def test_same_seed_same_model_bit_for_bit() -> None:
 def test_each_iteration_draws_other_responses(rollouts: Recorded) -> None:
     """With one prompt, or the other prompts of an iteration would make the difference."""
     config = PPOConfig(**{**SMALL, "iterations": 3, "learning_rate": 1e-12})
-    train_ppo(lively(), prompts(1), byte_scores, config, 0, print)
+    train_policy_gradient(lively(), prompts(1), [Reward(byte_scores)], config, 0, print)
     assert len({tuple(map(tuple, rollout.ids.tolist())) for rollout in rollouts}) == 3
 
 
@@ -363,7 +368,9 @@ def test_an_observer_sees_the_texts_and_changes_nothing() -> None:
     plain, watched = lively(), lively()
     train(plain)
     lines: list[Metrics] = []
-    train_ppo(watched, prompts(5), byte_scores, PPOConfig(**SMALL), 0, lines.append, observe=observe)
+    train_policy_gradient(
+        watched, prompts(5), [Reward(byte_scores)], PPOConfig(**SMALL), 0, lines.append, observe=observe
+    )
     assert lines[0]["true_reward"] == 7.0
     assert same(parameters(plain.model), parameters(watched.model))
     [(asked, texts)] = seen
@@ -377,19 +384,20 @@ def test_line_09_long_prompts_are_cut_at_the_limit(rollouts: Recorded) -> None:
     config = PPOConfig(**{**SMALL, "episodes": 2, "minibatch_episodes": 2})
     long = [Prompt.of("first line\nlast")]
     with pytest.warns(UserWarning, match=f"1 of 1 prompts were cut to {limit} tokens"):
-        train_ppo(made, long, byte_scores, config, 0, print, max_prompt_tokens=limit)
+        train_policy_gradient(made, long, [Reward(byte_scores)], config, 0, print, max_prompt_tokens=limit)
     assert rollouts[0].prompts == [made.chat.prompt_ids(Prompt.of("last").messages)] * 2
 
 
 def test_no_prompts_is_an_error() -> None:
     with pytest.raises(ValueError, match="no prompts to practise on"):
-        train_ppo(policy(), [], byte_scores, PPOConfig(), 0, print)
+        train_policy_gradient(policy(), [], [Reward(byte_scores)], PPOConfig(), 0, print)
 
 
 # Worlds whose best policy is known: π* ∝ π_ref·exp(r/β)
 
 A, B = 3, 4
 ASKED = Prompt.of("x")
+FIRST_IS_A = Reward(lambda _, rollout: (rollout.ids[:, 0] == A).float())
 
 
 def responses(made: Policy, longest: int) -> dict[tuple[int, ...], float]:
@@ -439,7 +447,7 @@ def test_ppo_reaches_the_kl_regularised_optimum_of_two_tokens(seed: int) -> None
         max_response_tokens=1,
         missing_eos_penalty=0.0,
     )
-    train_ppo(made, [ASKED], lambda _, rollout: (rollout.ids[:, 0] == A).float(), config, seed, print)
+    train_policy_gradient(made, [ASKED], [FIRST_IS_A], config, seed, print)
     assert distance(responses(made, 1), optimum) < 0.02
 
 
@@ -462,7 +470,7 @@ def test_ppo_reaches_the_kl_regularised_optimum_of_sequences() -> None:
         max_response_tokens=3,
         missing_eos_penalty=1.0,
     )
-    train_ppo(made, [ASKED], lambda _, rollout: (rollout.ids[:, 0] == A).float(), config, 0, print)
+    train_policy_gradient(made, [ASKED], [FIRST_IS_A], config, 0, print)
     assert distance(responses(made, 3), optimum) < 0.03
 
 

@@ -1,0 +1,90 @@
+"""PPO's critic: the value V of every state, from the policy's own trunk or from a model of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prefloop.models.forward import TokenBatch, hidden_states, micro_batches, pad, predicting_states
+from prefloop.models.heads import RewardModel, ValueHead
+from prefloop.rollout.batch import Rollout
+
+
+class SharedCritic:
+    """A linear head on the policy's trunk. It starts at zero; its values are read off while decoding."""
+
+    def __init__(self, policy_model: Any) -> None:
+        self.head = ValueHead(policy_model.config.get_text_config().hidden_size).to(policy_model.device)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.head.parameters()
+
+    def values(self, states: Float[Tensor, "N d"], _batch: TokenBatch) -> Float[Tensor, " N"]:
+        """V of the states that the batch's response tokens were chosen in; ``states`` are the policy's."""
+        return self.head(states)
+
+    def read(self, rollout: Rollout, _max_tokens: int) -> Float[Tensor, "B R"]:
+        """V of every state of a rollout, without gradients; 0 at padding."""
+        return rollout.values
+
+    def save(self, stage: Path) -> None:
+        """Beside the policy's weights, in the stage's ``model/``."""
+        save_file(self.head.state_dict(), stage / "model" / "value_head.safetensors")
+
+
+class SeparateCritic:
+    """A model of its own that reads a value at every place, as a reward model reads its score at the last one.
+
+    It starts as a copy of the reward model [Ouyang et al. 2022, §C.4], so its first value of a state is the score of
+    an answer that would end there.
+    """
+
+    head = None
+
+    def __init__(self, start: RewardModel) -> None:
+        self.model = RewardModel(copy.deepcopy(start.model), start.tokenizer)
+        self.model.model.eval().requires_grad_(True)
+
+    @classmethod
+    def from_policy(cls, model: Any, tokenizer: Any) -> SeparateCritic:
+        """Where no reward model is there to start from: the policy's trunk, with values of 0."""
+        critic = cls(RewardModel.from_policy(model, tokenizer, seed=0))
+        nn.init.zeros_(critic.model.model.score.weight)
+        return critic
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        parameters: Iterator[nn.Parameter] = self.model.model.parameters()
+        return parameters
+
+    def values(self, _states: Float[Tensor, "N d"], batch: TokenBatch) -> Float[Tensor, " N"]:
+        """V of the states that the batch's response tokens were chosen in, from the critic's own trunk."""
+        return self._values(batch)
+
+    def _values(self, batch: TokenBatch) -> Float[Tensor, " N"]:
+        return self.model.score_states(predicting_states(hidden_states(self.model.model, batch), batch))
+
+    @torch.no_grad()
+    def read(self, rollout: Rollout, max_tokens: int) -> Float[Tensor, "B R"]:
+        """V of every state of a rollout, from a pass of its own; 0 at padding."""
+        result = torch.zeros_like(rollout.log_probs)
+        sequences, device = rollout.sequences, rollout.ids.device
+        for rows in micro_batches([len(sequence) for sequence in sequences], max_tokens):
+            batch = pad([sequences[row] for row in rows], device)
+            found = torch.zeros_like(result[rows])
+            found[rollout.mask[rows]] = self._values(batch).to(result.dtype)
+            result[rows] = found
+        return result
+
+    def save(self, stage: Path) -> None:
+        """As a reward model's folder, ``critic/``."""
+        self.model.save(stage / "critic")
+
+
+Critic = SharedCritic | SeparateCritic

@@ -1,0 +1,351 @@
+"""Policy gradients against a reward: PPO, REINFORCE, RLOO, GRPO and REINFORCE++.
+
+[Schulman et al. 2017; Ziegler et al. 2019; Stiennon et al. 2020; Huang et al. 2024; for the others see
+:mod:`prefloop.algorithms.policy_gradient`.] One loop: the algorithms differ in step 5, the advantage, alone. PPO's
+needs a critic, which learns beside the policy.
+
+Deviations from the published implementations:
+
+1. The value function is by default a head on the policy's own trunk and starts at zero; V is read off while decoding.
+2. Losses are normalised by the response tokens of the whole optimiser step, not of each micro-batch or answer.
+3. The score belongs to the last real token, and the state after it is terminal (value 0, not trained).
+4. All algorithms clip the probability ratio as PPO does, so that a batch can be used more than once.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prefloop.algorithms.gae import generalised_advantages
+from prefloop.algorithms.kl import adapt_kl_coef, full_kl, kl_estimate
+from prefloop.algorithms.likelihood import token_entropy, token_log_probs
+from prefloop.algorithms.masked import masked_whiten
+from prefloop.algorithms.moments import RunningMoments
+from prefloop.algorithms.policy_gradient import (
+    grpo_advantages,
+    reinforce_advantages,
+    reinforce_pp_advantages,
+    rloo_advantages,
+)
+from prefloop.algorithms.ppo import explained_variance, policy_loss, token_rewards, value_loss
+from prefloop.config import (
+    GroupConfig,
+    GRPOConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    REINFORCEConfig,
+    REINFORCEPPConfig,
+    RLOOConfig,
+)
+from prefloop.feedback.records import Prompt
+from prefloop.models.forward import (
+    head_logits,
+    hidden_states,
+    micro_batches,
+    pad,
+    predicting_states,
+    read_states,
+)
+from prefloop.policy import Policy
+from prefloop.rollout.batch import Rollout
+from prefloop.rollout.reward import Reward, total_scores
+from prefloop.rollout.sampler import sample
+from prefloop.seeds import derive
+from prefloop.training.critic import Critic, SeparateCritic, SharedCritic
+from prefloop.training.loop import Log, Metrics, NonFiniteError, Optimiser, mean_figures, shuffled_batches
+from prefloop.training.on_policy import Observer, encode_prompts, laps, rollout_figures, shuffled_minibatches
+
+# Cached decoding and the training pass do the same sums in another order. In float32 the ratio of their
+# probabilities stays this close to 1; more means that they do not compute the same thing.
+RATIO_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout with what is learnt from it; tensors [B, R] as in the rollout, 0 at padding."""
+
+    rollout: Rollout
+    advantages: Float[Tensor, "B R"]
+    reference: Reference
+    values: Float[Tensor, "B R"] | None
+    """The critic's, before the update; None where there is no critic, and so are its targets."""
+    returns: Float[Tensor, "B R"] | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference makes of a rollout."""
+
+    log_probs: Float[Tensor, "B R"]
+    """log π_ref of the sampled tokens, at the sampling temperature; 0 at padding."""
+    states: list[Tensor]
+    """Of each response [tokens, d], the states that its tokens are predicted from; empty unless the full KL is asked
+    for: with the reference's head they are the whole distributions, in a fraction of the memory."""
+    model: Any
+
+
+def train_policy_gradient(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Sequence[Reward],
+    config: PolicyGradientConfig,
+    seed: int,
+    log: Log,
+    *,
+    max_prompt_tokens: int = 256,
+    observe: Observer | None = None,
+) -> Critic | None:
+    """Train ``policy`` in place; as it comes in, it is the reference. Returns PPO's critic.
+
+    ``config``'s class says which algorithm: the six steps are the same for all.
+    """
+    model = policy.model.eval()  # no dropout: the sampled and the trained distribution are the same
+    reference = policy.copy().model.requires_grad_(False)
+    critic = _critic(policy, reward, config)
+    updates = config.iterations * config.epochs * (config.episodes // config.minibatch_episodes)
+    learning = chain(model.parameters(), critic.parameters() if critic else ())
+    optimiser = Optimiser(learning, config, updates, eps=1e-5)
+    answers = config.answers if isinstance(config, GroupConfig) else 1
+    encoded = encode_prompts(policy, prompts, max_prompt_tokens)
+    batches = shuffled_batches(encoded, config.episodes // answers, config.iterations, seed)
+    kl_coef, moments, started = config.kl_coef, RunningMoments(), time.perf_counter()
+
+    for iteration, batch in enumerate(batches, start=1):
+        clock = [time.perf_counter()]
+        # 1 sample prompts
+        prompt_ids = [ids for _, ids in batch]
+        asked = [prompt for prompt, _ in batch for _ in range(answers)]
+        # 2 generate responses
+        rollout = sample(
+            model,
+            prompt_ids,
+            eos_id=policy.chat.eos_id,
+            max_response_tokens=config.max_response_tokens,
+            temperature=config.temperature,
+            seed=derive(seed, "ppo", iteration),
+            answers=answers,
+            value_head=critic.head if critic else None,
+        )
+        clock.append(time.perf_counter())
+        # 3 score them
+        scores, figures = total_scores(reward, asked, rollout)
+        moments = moments.with_batch(scores)
+        rewarded = _shaped(scores, rollout, moments, config)
+        # 4 penalise the KL from the reference
+        ref = _read_reference(reference, rollout, config)
+        rewards = _token_rewards(rewarded, rollout, ref, config, kl_coef)
+        # 5 compute advantages
+        values = critic.read(rollout, config.micro_batch_tokens) if critic else None
+        advantages, returns = _advantages(rewards, values, rollout, config)
+        experience = Experience(rollout, advantages, ref, values, returns)
+        clock.append(time.perf_counter())
+        # 6 clipped update
+        update = _update(policy, critic, experience, optimiser, config, kl_coef, derive(seed, "update", iteration))
+        clock.append(time.perf_counter())
+
+        line = {
+            "iteration": iteration,
+            "progress": iteration / config.iterations,
+            "reward": float(scores.mean()),
+            **figures,
+            **rollout_figures(rollout, ref.log_probs),
+            **_critic_figures(experience),
+            "kl_coef": kl_coef,
+            **update,
+            "seconds": clock[-1] - started,
+            **dict(zip(("sample_seconds", "score_seconds", "update_seconds"), laps(clock), strict=True)),
+        }
+        if observe is not None:
+            line |= observe(asked, [policy.chat.text(ids) for ids in rollout.responses])
+        log(line)
+        if config.kl_target:
+            kl_coef = adapt_kl_coef(kl_coef, line["kl"], config.kl_target, config.episodes, config.kl_horizon)
+    return critic
+
+
+def _critic(policy: Policy, reward: Sequence[Reward], config: PolicyGradientConfig) -> Critic | None:
+    if not isinstance(config, PPOConfig):
+        return None
+    if config.critic == "shared":
+        return SharedCritic(policy.model)
+    model = next((one.model for one in reward if one.model is not None), None)
+    return SeparateCritic(model) if model else SeparateCritic.from_policy(policy.model, policy.tokenizer)
+
+
+def _shaped(
+    scores: Float[Tensor, " B"], rollout: Rollout, moments: RunningMoments, config: PolicyGradientConfig
+) -> Float[Tensor, " B"]:
+    """Scores scaled and clipped, where that is asked for, and lowered where the response was cut off."""
+    if config.scale_scores:
+        scores = scores / (moments.deviation + 1e-8)
+    if config.clip_scores:
+        scores = scores.clamp(-config.clip_scores, config.clip_scores)
+    return scores - config.missing_eos_penalty * (~rollout.ended)
+
+
+def _read_reference(model: Any, rollout: Rollout, config: PolicyGradientConfig) -> Reference:
+    keep = config.kl_estimator == "full"
+    log_probs = torch.zeros_like(rollout.log_probs)
+    states: list[Tensor] = [torch.empty(0)] * (len(rollout) if keep else 0)
+    for rows, found, batch in read_states(model, rollout.sequences, config.micro_batch_tokens):
+        read = torch.zeros_like(log_probs[rows])
+        with torch.no_grad():
+            read[rollout.mask[rows]] = token_log_probs(head_logits(model, found), batch.targets, config.temperature)
+        log_probs[rows] = read
+        if keep:
+            for row, part in zip(rows, found.split(rollout.lengths[rows].tolist()), strict=True):
+                states[row] = part
+    return Reference(log_probs, states, model)
+
+
+def _token_rewards(
+    scores: Float[Tensor, " B"], rollout: Rollout, ref: Reference, config: PolicyGradientConfig, kl_coef: float
+) -> Float[Tensor, "B R"]:
+    """The score at the last token, and at every token the KL penalty unless that is part of the loss."""
+    if config.kl_in == "loss":
+        kl = torch.zeros_like(rollout.log_probs)
+    else:
+        assert config.kl_estimator != "full", "refused by the recipe"
+        kl = kl_estimate(rollout.log_probs, ref.log_probs, config.kl_estimator)
+    rewards = token_rewards(scores, kl, rollout.mask, kl_coef)
+    return masked_whiten(rewards, rollout.mask, keep_mean=True) if config.whiten_rewards else rewards
+
+
+def _advantages(
+    rewards: Float[Tensor, "B R"],
+    values: Float[Tensor, "B R"] | None,
+    rollout: Rollout,
+    config: PolicyGradientConfig,
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"] | None]:
+    """How much better each token was than expected, by each algorithm's lights; for PPO, its critic's targets too."""
+    mask = rollout.mask
+    match config:
+        case PPOConfig():
+            assert values is not None
+            advantages, returns = generalised_advantages(rewards, values, mask, config.gamma, config.lam)
+            return masked_whiten(advantages, mask), returns
+        case REINFORCEConfig():
+            return reinforce_advantages(rewards, mask, config.gamma), None
+        case RLOOConfig():
+            return rloo_advantages(rewards, mask, config.answers), None
+        case GRPOConfig():
+            return grpo_advantages(rewards, mask, config.answers, config.scale_advantages), None
+        case REINFORCEPPConfig():
+            return reinforce_pp_advantages(rewards, mask, config.gamma), None
+        case _:
+            raise TypeError(f"no advantage belongs to {type(config).__name__}")
+
+
+def _update(
+    policy: Policy,
+    critic: Critic | None,
+    experience: Experience,
+    optimiser: Optimiser,
+    config: PolicyGradientConfig,
+    kl_coef: float,
+    seed: int,
+) -> Metrics:
+    """``epochs`` passes over the episodes; the mean of each step's figures."""
+    rollout = experience.rollout
+    ratio_errors: list[float] = []
+
+    def loss(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        found, stats, log_probs = _losses(policy.model, critic, experience, rows, config, kl_coef)
+        if not steps:
+            old = rollout.log_probs[rows][rollout.mask[rows]]
+            ratio_errors.append(float((log_probs - old).exp().sub(1).abs().max()))
+        return found, stats
+
+    steps: list[Metrics] = []
+    for minibatch in shuffled_minibatches(rollout, config, seed):
+        steps += [_step(optimiser, rollout, minibatch, loss, config)]
+    _watch_ratio(max(ratio_errors))
+    return {**mean_figures(steps), "ratio_error": max(ratio_errors)}
+
+
+def _losses(
+    model: Any,
+    critic: Critic | None,
+    experience: Experience,
+    rows: list[int],
+    config: PolicyGradientConfig,
+    kl_coef: float,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The loss of every response token of some rows, statistics of it, and the tokens' log-probabilities."""
+    rollout, ref = experience.rollout, experience.reference
+    mask = rollout.mask[rows]
+    batch = pad([rollout.sequences[row] for row in rows], model.device)
+    states = predicting_states(hidden_states(model, batch), batch)
+    logits = head_logits(model, states)
+    log_probs = token_log_probs(logits, batch.targets, config.temperature)
+
+    losses, stats = policy_loss(
+        log_probs,
+        rollout.log_probs[rows][mask],
+        experience.advantages[rows][mask],
+        config.clip_range,
+        config.dual_clip,
+    )
+    stats["policy_loss"] = losses.detach()
+    if config.kl_in == "loss":
+        if config.kl_estimator == "full":
+            ref_logits = head_logits(ref.model, torch.cat([ref.states[row] for row in rows]))
+            kl = full_kl(logits, ref_logits, config.temperature)
+        else:
+            kl = kl_estimate(log_probs, ref.log_probs[rows][mask], config.kl_estimator)
+        losses = losses + kl_coef * kl
+        stats["kl_loss"] = kl.detach()
+    if critic is not None:
+        assert isinstance(config, PPOConfig)
+        assert experience.values is not None
+        assert experience.returns is not None
+        old, target = experience.values[rows][mask], experience.returns[rows][mask]
+        value_losses = value_loss(critic.values(states, batch), old, target, config.value_clip_range)
+        losses = losses + config.value_coef * value_losses
+        stats["value_loss"] = value_losses.detach()
+    if config.entropy_coef:
+        losses = losses - config.entropy_coef * token_entropy(logits, config.temperature)
+    return losses, stats, log_probs.detach()
+
+
+def _step(
+    optimiser: Optimiser,
+    rollout: Rollout,
+    minibatch: list[int],
+    loss: Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]],
+    config: PolicyGradientConfig,
+) -> Metrics:
+    """One step on some rows of a rollout, in micro-batches."""
+    lengths = [len(rollout.sequences[row]) for row in minibatch]
+    micro = [[minibatch[i] for i in group] for group in micro_batches(lengths, config.micro_batch_tokens)]
+    try:
+        return optimiser.step(micro, loss, int(rollout.lengths[minibatch].sum()))
+    except NonFiniteError as error:
+        error.batch = [rollout.sequences[row] for row in minibatch]
+        raise
+
+
+def _critic_figures(experience: Experience) -> Metrics:
+    if experience.values is None or experience.returns is None:
+        return {}
+    mask = experience.rollout.mask
+    return {"explained_variance": explained_variance(experience.values[mask], experience.returns[mask])}
+
+
+def _watch_ratio(error: float) -> None:
+    """Say so when the policy that sampled is not the one that is trained."""
+    if error > RATIO_TOLERANCE:
+        warnings.warn(
+            f"sampling and training disagree: a token's probability differs by {error:.2g} (relative) "
+            f"before any update, more than {RATIO_TOLERANCE:g}. The policy gradient is biased",
+            stacklevel=2,
+        )
