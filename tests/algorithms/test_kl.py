@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from prefloop.algorithms.kl import adapt_kl_coef, kl_estimate
+from prefloop.algorithms.kl import adapt_kl_coef, full_kl, kl_estimate
 
 
 def test_line_19_k1_k2_k3_are_their_formulas() -> None:
@@ -50,6 +51,52 @@ def test_line_19_k3_keeps_its_digits_near_zero() -> None:
     """exp(−k1) − 1 in float32 would lose three of them."""
     found = kl_estimate(torch.tensor([0.01]), torch.tensor([0.0]), "k3")
     assert float(found) == pytest.approx(math.exp(-0.01) - 1 + 0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_line_19_the_full_kl_is_the_sum_over_the_vocabulary(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits, ref = torch.randn(2, 5, 9, generator=generator) * 3
+    found = full_kl(logits, ref, temperature)
+    for row, ref_row, kl in zip(logits.double(), ref.double(), found, strict=True):
+        p, q = (((one / temperature).exp() / (one / temperature).exp().sum()).tolist() for one in (row, ref_row))
+        assert float(kl) == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), rel=1e-5)
+
+
+def expected_gradient(logits: Tensor, ref: Tensor, estimator: str, where: str) -> Tensor:
+    """Over all samples, each with its probability: nothing is drawn."""
+    logits = logits.clone().requires_grad_()
+    log_probs = torch.log_softmax(logits, 0)
+    penalty = kl_estimate(log_probs, ref, estimator)  # type: ignore[arg-type]
+    if where == "reward":
+        penalty = penalty.detach() * log_probs  # the score function: k·∇log π
+    (found,) = torch.autograd.grad((log_probs.detach().exp() * penalty).sum(), logits)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_line_19_which_estimator_has_the_gradient_of_the_kl_and_where(seed: int) -> None:
+    """In the reward k1, in the loss k2; k1 in the loss has none at all, and k3 that of the KL the other way round."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, ref_logits = torch.randn(2, 8, generator=generator, dtype=torch.float64) * 1.5
+    ref = torch.log_softmax(ref_logits, 0)
+    at = logits.clone().requires_grad_()
+    table = torch.log_softmax(at, 0)
+    (right,) = torch.autograd.grad((table.exp() * (table - ref)).sum(), at, retain_graph=True)
+    (reverse,) = torch.autograd.grad((ref.exp() * (ref - table)).sum(), at)
+
+    def found(estimator: str, where: str) -> Tensor:
+        return expected_gradient(logits, ref, estimator, where)
+
+    torch.testing.assert_close(found("k1", "reward"), right)
+    torch.testing.assert_close(found("k2", "loss"), right)
+    torch.testing.assert_close(found("k1", "loss"), torch.zeros_like(right), atol=1e-12, rtol=0)
+    torch.testing.assert_close(found("k3", "loss"), reverse)
+    for estimator in ("k2", "k3"):
+        assert float((found(estimator, "reward") - right).abs().max()) > 0.05, estimator
+    at = logits.clone().requires_grad_()
+    (full,) = torch.autograd.grad(full_kl(at[None], ref_logits[None]).sum(), at)
+    torch.testing.assert_close(full, right, atol=1e-6, rtol=1e-5)
 
 
 def test_line_19_k1_can_be_negative() -> None:

@@ -91,6 +91,16 @@ def test_line_11_whitening_is_masked_and_over_the_whole_batch() -> None:
             assert found[b, t].item() == pytest.approx(expected, abs=1e-8)
 
 
+def test_line_11_whitened_rewards_keep_their_mean() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(4, 5, generator=generator, dtype=torch.float64) * 3 - 2
+    mask = torch.arange(5) < torch.tensor([5, 2, 1, 4])[:, None]
+    found = masked_whiten(values, mask, keep_mean=True)
+    assert float(found[mask].mean()) == pytest.approx(float(values[mask].mean()), abs=1e-9)
+    assert float(found[mask].std(correction=0)) == pytest.approx(1.0, abs=1e-6)
+    assert not bool(found[~mask].any())
+
+
 def test_line_11_whitening_equal_values_gives_zeros() -> None:
     assert masked_whiten(torch.full((2, 2), 3.0), torch.ones(2, 2, dtype=torch.bool)).tolist() == [[0, 0], [0, 0]]
 

@@ -100,6 +100,26 @@ def test_line_12_the_first_gradient_is_the_policy_gradient() -> None:
     assert slope.tolist() == pytest.approx([-0.5, 0.25, -2.0])
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "moves"),
+    [
+        (10.0, -2.0, 6.0, False),  # a bad action ten times likelier: bounded by −cA
+        (2.0, -2.0, 4.0, True),  # below the bound: the full loss
+        (10.0, 2.0, -2.4, False),  # a good action: as without
+        (0.5, -2.0, 1.6, False),
+    ],
+)
+def test_line_12_dual_clip_bounds_the_loss_of_a_bad_action(
+    ratio: float, advantage: float, loss: float, moves: bool
+) -> None:
+    old = tensor(-5.0)
+    log_probs = old + math.log(ratio)
+    found, _ = policy_loss(log_probs, old, tensor(advantage), EPSILON, dual_clip=3.0)
+    assert found.item() == pytest.approx(loss)
+    slope = gradient(lambda at: policy_loss(at, old, tensor(advantage), EPSILON, dual_clip=3.0)[0], log_probs)
+    assert slope.item() == pytest.approx(-advantage * ratio if moves else 0.0)
+
+
 def test_line_18_approximate_kl_is_k3_of_the_old_policy() -> None:
     log_probs, old = tensor(-1.0, -2.0), tensor(-1.5, -1.0)
     _, stats = policy_loss(log_probs, old, tensor(1.0, 1.0), EPSILON)

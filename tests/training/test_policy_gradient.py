@@ -1,9 +1,11 @@
-"""PPO: one iteration against slow loops, what stays fixed, and worlds whose best policy is known."""
+"""Policy gradients: one iteration against slow loops, what stays fixed, and worlds whose best policy is known."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,16 +20,25 @@ from tests.toys import (
 )
 from torch import Tensor
 
-from prefloop.config import PPOConfig
+from prefloop.config import (
+    GroupConfig,
+    GRPOConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    REINFORCEConfig,
+    REINFORCEPPConfig,
+    RLOOConfig,
+)
 from prefloop.feedback.records import Prompt
-from prefloop.models.heads import ValueHead
+from prefloop.models.heads import RewardModel, ValueHead
+from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import Reward
 from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
 from prefloop.training import policy_gradient as module
-from prefloop.training.critic import SharedCritic
+from prefloop.training.critic import SeparateCritic, SharedCritic
 from prefloop.training.loop import Metrics, NonFiniteError
 from prefloop.training.on_policy import _watch_kl
 from prefloop.training.policy_gradient import train_policy_gradient
@@ -86,51 +97,150 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 # One iteration against slow loops
 
 
+Values = Callable[[Tensor, list[int]], Tensor]
+"""The policy's last hidden states and the ids of a whole sequence → V of each state."""
+
+
+def expected_advantages(rewards: list[list[float]], values: list[list[float]], c: PolicyGradientConfig) -> Any:
+    """Per algorithm and token, from the formulas."""
+    totals = [sum(row) for row in rewards]
+
+    def to_go(row: list[float], gamma: float) -> list[float]:
+        return [sum(gamma ** (s - t) * row[s] for s in range(t, len(row))) for t in range(len(row))]
+
+    def whitened(rows: list[list[float]]) -> list[list[float]]:
+        flat = [value for row in rows for value in row]
+        mean = sum(flat) / len(flat)
+        deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat) + 1e-8)
+        return [[(a - mean) / deviation for a in row] for row in rows]
+
+    if isinstance(c, PPOConfig):
+        raw = []
+        for row, v in zip(rewards, values, strict=True):
+            deltas = [r + c.gamma * after - v for r, v, after in zip(row, v, [*v[1:], 0.0], strict=True)]
+            raw.append(to_go(deltas, c.gamma * c.lam))
+        return raw, whitened(raw)
+    if isinstance(c, REINFORCEPPConfig):
+        return None, whitened([to_go(row, c.gamma) for row in rewards])
+    if isinstance(c, REINFORCEConfig):
+        starts = [to_go(row, c.gamma)[0] for row in rewards]
+        rest = [(sum(starts) - start) / (len(starts) - 1) for start in starts]
+        return None, [[g - b for g in to_go(row, c.gamma)] for row, b in zip(rewards, rest, strict=True)]
+    assert isinstance(c, RLOOConfig | GRPOConfig)
+    found = []
+    for i, row in enumerate(rewards):
+        group = totals[i // c.answers * c.answers :][: c.answers]
+        mean = sum(group) / c.answers
+        if isinstance(c, RLOOConfig):
+            advantage = totals[i] - (sum(group) - totals[i]) / (c.answers - 1)
+        else:
+            deviation = math.sqrt(sum((g - mean) ** 2 for g in group) / (c.answers - 1)) + 1e-4
+            advantage = (totals[i] - mean) / (deviation if c.scale_advantages else 1.0)
+        found.append([advantage] * len(row))
+    return None, found
+
+
 class Oracle:
     """The first update's gradient and figures, from the formulas, row by row and token by token."""
 
     def __init__(
-        self, made: Policy, reference: Policy, head: Tensor, rollout: Rollout, scores: Sequence[float], c: PPOConfig
+        self,
+        made: Policy,
+        reference: Policy,
+        value_of: Values,
+        critic: list[Tensor],
+        rollout: Rollout,
+        scores: Sequence[float],
+        c: PolicyGradientConfig,
     ) -> None:
         rows, asked = rollout.sequences, [len(prompt) for prompt in rollout.prompts]
-        tables, values, kls = [], [], []
-        for sequence, start in zip(rows, asked, strict=True):
-            output = made.model(input_ids=torch.tensor([sequence.ids]), output_hidden_states=True)
-            tables.append(torch.log_softmax(output.logits[0, start - 1 : -1] / c.temperature, 1))
-            values.append(output.hidden_states[-1][0, start - 1 : -1] @ head[:-1] + head[-1])
-        advantages: list[list[float]] = []
-        for sequence, start, value, ended, score in zip(
-            rows, asked, values, rollout.ended.tolist(), scores, strict=True
-        ):
+
+        tables, refs, values = [], [], []
+        for one, start in zip(rows, asked, strict=True):
+            ids, places = torch.tensor([one.ids]), slice(start - 1, -1)
+            output = made.model(input_ids=ids, output_hidden_states=True)  # one pass: norms round in float32
+            tables.append(torch.log_softmax(output.logits[0, places] / c.temperature, 1))
+            values.append(value_of(output.hidden_states[-1][0], one.ids)[places])
+            with torch.no_grad():
+                refs.append(torch.log_softmax(reference.model(input_ids=ids).logits[0, places] / c.temperature, 1))
+        deviation = math.sqrt(sum((s - sum(scores) / len(scores)) ** 2 for s in scores) / len(scores)) + 1e-8
+        rewards, kls = [], []
+        for sequence, start, ended, score in zip(rows, asked, rollout.ended.tolist(), scores, strict=True):
             new = naive_log_probs(made.model, sequence, c.temperature).tolist()
             ref = naive_log_probs(reference.model, sequence, c.temperature).tolist()
             assert len(new) == len(sequence) - start
             kls.append(sum(new) - sum(ref))
-            rewards = [-c.kl_coef * (p - q) for p, q in zip(new, ref, strict=True)]
-            rewards[-1] += score - (0.0 if ended else c.missing_eos_penalty)
-            v = [*value.tolist(), 0.0]
-            deltas = [reward + c.gamma * v[t + 1] - v[t] for t, reward in enumerate(rewards)]
-            places = range(len(rewards))
-            advantages.append(
-                [sum((c.gamma * c.lam) ** (u - t) * deltas[u] for u in places if u >= t) for t in places]
-            )
-        flat = [advantage for row in advantages for advantage in row]
-        self.tokens = len(flat)
-        mean = sum(flat) / self.tokens
-        deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / self.tokens + 1e-8)
+            penalty = c.kl_coef if c.kl_in == "reward" else 0.0
+            k1 = [p - q for p, q in zip(new, ref, strict=True)]
+            kl = {"k1": k1, "k2": [k * k / 2 for k in k1], "k3": [math.exp(-k) - 1 + k for k in k1]}
+            rewards.append([-penalty * k for k in kl.get(c.kl_estimator, k1)])
+            score = score / deviation if c.scale_scores else score
+            score = max(-c.clip_scores, min(c.clip_scores, score)) if c.clip_scores else score
+            rewards[-1][-1] += score - (0.0 if ended else c.missing_eos_penalty)
+        self.tokens = sum(map(len, rewards))
         self.kl = sum(kls) / len(kls)
+        if c.whiten_rewards:
+            flat = [r for row in rewards for r in row]
+            mean = sum(flat) / len(flat)
+            spread = math.sqrt(sum((r - mean) ** 2 for r in flat) / len(flat) + 1e-8)
+            rewards = [[(r - mean) / spread + mean for r in row] for row in rewards]
+        targets, advantages = expected_advantages(rewards, [value.tolist() for value in values], c)
 
         loss, self.value_loss, self.entropy = torch.zeros(()), 0.0, 0.0
-        for sequence, start, table, value, row in zip(rows, asked, tables, values, advantages, strict=True):
-            for t, advantage in enumerate(row):
-                entropy = -(table[t].exp() * table[t]).sum()
-                error = (value[t] - (advantage + value[t].detach())) ** 2 / 2
-                loss = loss - (advantage - mean) / deviation * table[t, sequence.ids[start + t]]
-                loss = loss + c.value_coef * error - c.entropy_coef * entropy
-                self.value_loss += float(error.detach()) / self.tokens
+        for i, (sequence, start) in enumerate(zip(rows, asked, strict=True)):
+            for t, advantage in enumerate(advantages[i]):
+                log_probs, ref_log_probs, token = tables[i][t], refs[i][t], sequence.ids[start + t]
+                entropy = -(log_probs.exp() * log_probs).sum()
+                loss = loss - advantage * log_probs[token] - c.entropy_coef * entropy
+                if c.kl_in == "loss":
+                    k1 = log_probs[token] - ref_log_probs[token]
+                    full = (log_probs.exp() * (log_probs - ref_log_probs)).sum()
+                    loss = loss + c.kl_coef * {"k2": k1**2 / 2, "k3": (-k1).exp() - 1 + k1}.get(c.kl_estimator, full)
+                if isinstance(c, PPOConfig):
+                    error = (values[i][t] - (targets[i][t] + values[i][t].detach())) ** 2 / 2
+                    loss = loss + c.value_coef * error
+                    self.value_loss += float(error.detach()) / self.tokens
                 self.entropy += float(entropy.detach()) / self.tokens
-        *self.gradient, slope = torch.autograd.grad(loss / self.tokens, [*made.model.parameters(), head])
-        self.gradient += [slope[None, :-1], slope[-1:]]
+        self.gradient = torch.autograd.grad(loss / self.tokens, [*made.model.parameters(), *critic])
+
+
+def away(made: Policy) -> Policy:
+    """A reference that differs from the policy, as from the second iteration on."""
+    reference = made.copy()
+    with torch.no_grad():
+        for parameter in reference.model.parameters():
+            parameter.mul_(1.1)
+    return reference
+
+
+def first_update(
+    made: Policy,
+    reference: Policy,
+    value_of: Values,
+    critic: list[Tensor],
+    config: PolicyGradientConfig,
+    gradients: list[list[Tensor]],
+    rollouts: Recorded,
+    model: RewardModel | None = None,
+) -> tuple[Metrics, Oracle]:
+    """Train for one step against ``reference``, and compare with the oracle."""
+    start, lines = made.copy(), list[Metrics]()
+    made.copy = lambda: reference  # type: ignore[method-assign]
+    train_policy_gradient(made, prompts(5), [Reward(byte_scores, model=model)], config, 0, lines.append)
+    [rollout] = rollouts
+    assert {bool(ended) for ended in rollout.ended} == {True, False}
+    scores = byte_scores([], rollout).tolist()
+    oracle = Oracle(start, reference, value_of, critic, rollout, scores, config)
+    assert max(float(slope.abs().max()) for slope in oracle.gradient) > 0.01
+    assert len(gradients[0]) == len(oracle.gradient)
+    for found, wanted in zip(gradients[0], oracle.gradient, strict=True):
+        torch.testing.assert_close(found.reshape(wanted.shape), wanted, atol=1e-9, rtol=0)
+    assert lines[0]["kl"] == pytest.approx(oracle.kl, abs=1e-9)
+    assert lines[0]["entropy"] == pytest.approx(oracle.entropy, abs=1e-9)
+    assert lines[0]["reward"] == pytest.approx(sum(scores) / len(scores))
+    assert lines[0]["response_tokens"] == pytest.approx(oracle.tokens / 8)
+    assert lines[0]["ended"] == pytest.approx(float(rollout.ended.double().mean()))
+    return lines[0], oracle
 
 
 @pytest.mark.parametrize(
@@ -139,8 +249,12 @@ class Oracle:
         {},
         {"temperature": 0.8, "kl_coef": 0.5, "lam": 0.8, "gamma": 0.9, "missing_eos_penalty": 2.5},
         {"value_coef": 1.0, "entropy_coef": 0.3, "lam": 1.0},
+        {"scale_scores": True, "clip_scores": 1.5, "whiten_rewards": True, "kl_coef": 0.2},
+        {"kl_estimator": "k3", "kl_coef": 0.4},
+        {"kl_in": "loss", "kl_estimator": "k2", "kl_coef": 0.4},
+        {"kl_in": "loss", "kl_estimator": "full", "kl_coef": 0.4, "temperature": 0.8},
     ],
-    ids=["defaults", "others", "entropy"],
+    ids=["defaults", "others", "entropy", "scaled", "k3", "k2 in the loss", "full in the loss"],
 )
 @pytest.mark.parametrize("later", [False, True], ids=["at the start", "later"])
 def test_lines_08_to_18_the_first_gradient_is_that_of_the_formulas(
@@ -151,18 +265,14 @@ def test_lines_08_to_18_the_first_gradient_is_that_of_the_formulas(
     options: dict[str, Any],
     later: bool,
 ) -> None:
-    """All of steps 3 to 6: KL in the reward, score at the end, GAE, whitening, both losses, normalisation.
+    """All of steps 3 to 6: KL in reward or loss, score at the end, GAE, whitening, both losses, normalisation.
 
     ``later``: the reference differs from the policy and the critic is not zero, as from the second iteration on.
     """
-    made = lively()
-    start, reference, weights = made.copy(), made.copy(), torch.zeros(17)
+    made, weights = lively(), torch.zeros(17)
+    reference = away(made) if later else made.copy()
     if later:
         weights = torch.linspace(-0.3, 0.5, 17)
-        with torch.no_grad():
-            for parameter in reference.model.parameters():
-                parameter.mul_(1.1)
-        monkeypatch.setattr(Policy, "copy", lambda _: reference)
         init = ValueHead.__init__
 
         def trained(self: ValueHead, width: int) -> None:
@@ -172,24 +282,101 @@ def test_lines_08_to_18_the_first_gradient_is_that_of_the_formulas(
                 self.linear.bias.copy_(weights[-1:])
 
         monkeypatch.setattr(ValueHead, "__init__", trained)
-    [line], _ = train(made, **options)
+    slope, level = weights[:-1].clone().requires_grad_(), weights[-1:].clone().requires_grad_()
 
-    [rollout] = rollouts
-    assert {bool(ended) for ended in rollout.ended} == {True, False}
-    scores = byte_scores([], rollout)
+    def value_of(states: Tensor, _: list[int]) -> Tensor:
+        return states @ slope + level
+
     config = PPOConfig(**{**SMALL, **options})
-    oracle = Oracle(start, reference, weights.clone().requires_grad_(), rollout, scores.tolist(), config)
-    assert max(float(slope.abs().max()) for slope in oracle.gradient) > 0.05
-    for found, wanted in zip(gradients[0], oracle.gradient, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-9, rtol=0)
-    assert line["kl"] == pytest.approx(oracle.kl, abs=1e-9)
-    assert line["entropy"] == pytest.approx(oracle.entropy, abs=1e-9)
+    line, oracle = first_update(made, reference, value_of, [slope, level], config, gradients, rollouts)
     assert line["value_loss"] == pytest.approx(oracle.value_loss, abs=1e-9)
     assert line["policy_loss"] == pytest.approx(0.0, abs=1e-9)  # whitened advantages have mean 0
-    assert line["reward"] == pytest.approx(float(scores.mean()))
-    assert line["response_tokens"] == pytest.approx(oracle.tokens / 8)
-    assert line["ended"] == pytest.approx(float(rollout.ended.double().mean()))
     assert (abs(oracle.kl) > 0.05) == later
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        REINFORCEConfig(**SMALL, kl_coef=0.3, gamma=0.9),
+        RLOOConfig(**SMALL, kl_coef=0.3),
+        RLOOConfig(**SMALL, kl_coef=0.3, answers=2, kl_in="loss", kl_estimator="full"),
+        GRPOConfig(**SMALL, kl_coef=0.3),
+        GRPOConfig(**SMALL, kl_coef=0.3, scale_advantages=False, kl_estimator="k3"),
+        GRPOConfig(**SMALL, kl_coef=0.3, kl_in="reward", kl_estimator="k1", answers=8),
+        REINFORCEPPConfig(**SMALL, kl_coef=0.3, gamma=0.95, whiten_rewards=True),
+    ],
+    ids=["REINFORCE", "RLOO", "RLOO full", "GRPO", "Dr. GRPO k3", "GRPO k1", "REINFORCE++"],
+)
+def test_the_first_gradient_without_a_critic_is_that_of_the_formulas(
+    float64: None, gradients: list[list[Tensor]], rollouts: Recorded, config: PolicyGradientConfig
+) -> None:
+    made = lively()
+
+    def no_values(_: Tensor, ids: list[int]) -> Tensor:
+        return torch.zeros(len(ids))
+
+    line, _ = first_update(made, away(made), no_values, [], config, gradients, rollouts)
+    assert "value_loss" not in line
+    assert "explained_variance" not in line
+    if isinstance(config, GroupConfig):  # the answers to a prompt are neighbours
+        asked = rollouts[0].prompts
+        assert len({tuple(prompt) for prompt in asked}) == 8 // config.answers
+        assert all(asked[i] == asked[i // config.answers * config.answers] for i in range(8))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_line_30_a_critic_of_its_own_starts_from_the_reward_model(
+    float64: None, gradients: list[list[Tensor]], rollouts: Recorded, temperature: float
+) -> None:
+    """Its first values are the reward model's scores at every place, and only the policy's loss moves the policy."""
+    made = lively()
+    model = RewardModel.from_policy(away(made).model, made.tokenizer, seed=3)
+    model.shift_scores(0.4)
+    copied = RewardModel(copy.deepcopy(model.model), model.tokenizer)
+
+    def value_of(_: Tensor, ids: list[int]) -> Tensor:
+        states = copied.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state
+        return copied.model.score(states)[0, :, 0] + 0.4
+
+    config = PPOConfig(**SMALL, critic="separate", kl_coef=0.3, value_coef=0.7, temperature=temperature)
+    line, oracle = first_update(
+        made, away(made), value_of, list(copied.model.parameters()), config, gradients, rollouts, model
+    )
+    assert line["value_loss"] == pytest.approx(oracle.value_loss, abs=1e-9)
+    assert same(parameters(model.model), parameters(copied.model))  # the reward model itself stays as it is
+
+
+def test_line_30_a_critic_of_its_own_without_a_reward_model_starts_at_zero(tmp_path: Path) -> None:
+    made = lively()
+    config = PPOConfig(**{**SMALL, "iterations": 2, "learning_rate": 1e-2, "critic": "separate", "value_coef": 1.0})
+    lines: list[Metrics] = []
+    critic = train_policy_gradient(made, prompts(5), [Reward(byte_scores)], config, 0, lines.append)
+    assert isinstance(critic, SeparateCritic)
+    assert lines[0]["explained_variance"] == 0.0
+    assert lines[1]["explained_variance"] != 0.0
+    assert not same(parameters(critic.model.model.base_model), parameters(made.model.base_model))
+    critic.save(tmp_path)
+    loaded = load_reward_model(tmp_path / "critic")
+    sequences = [made.chat.answered(Prompt.of("x"), "yes")]
+    assert float(loaded.score(sequences)) == pytest.approx(float(critic.model.score(sequences)), abs=1e-6)
+
+
+def test_several_rewards_add_up_by_their_weights(float64: None, gradients: list[list[Tensor]]) -> None:
+    def longer(_prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        return rollout.lengths.to(torch.get_default_dtype())
+
+    def both(asked: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        return 0.5 * byte_scores(asked, rollout) - 2 * longer(asked, rollout)
+
+    lines: list[Metrics] = []
+    parts = [Reward(byte_scores, "bytes", 0.5), Reward(longer, "longer", -2.0)]
+    for rewards in ([Reward(both)], parts):
+        train_policy_gradient(lively(), prompts(5), rewards, PPOConfig(**SMALL), 0, lines.append)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+    assert "reward_bytes" not in lines[0]
+    assert lines[1]["reward"] == pytest.approx(0.5 * lines[1]["reward_bytes"] - 2 * lines[1]["reward_longer"])
+    assert lines[1]["reward"] == pytest.approx(lines[0]["reward"])
 
 
 def test_line_14_micro_batches_change_no_gradient(float64: None, gradients: list[list[Tensor]]) -> None:
