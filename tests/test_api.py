@@ -18,6 +18,7 @@ from prefloop.models.heads import RewardModel
 from prefloop.policy import Policy
 from prefloop.training.loop import Metrics
 
+EVEN: dict[str, Any] = {"episodes": 8, "minibatch_episodes": 4}
 PPO: dict[str, Any] = {"iterations": 2, "episodes": 4, "minibatch_episodes": 2, "max_response_tokens": 6}
 QUESTIONS = ["What?", "Why?", "Where is it?"]
 COMPARISONS = [(f"question {i}", "yes", "no, never") for i in range(6)]
@@ -130,6 +131,49 @@ def test_a_reward_that_is_no_number_is_refused(base: Policy, value: Any) -> None
         ValueError, match=r"reward function 'reward' returned .*no finite number, for prompt '.*' and response"
     ):
         prefloop.ppo(base, QUESTIONS, lambda _prompt, _response: value, **PPO)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "grpo", "reinforce_pp", "online_dpo"])
+def test_the_relatives_of_ppo_leave_the_policy_and_learn(base: Policy, name: str) -> None:
+    start = state(base)
+    result = getattr(prefloop, name)(base, QUESTIONS, lambda _prompt, response: len(response), **PPO | EVEN)
+    assert toys.same(state(base), start)
+    assert not toys.same(state(result.policy), start)
+    assert len(result.metrics) == 2
+    assert result.critic is None
+
+
+def test_rewards_of_all_kinds_by_name_with_weights(base: Policy) -> None:
+    model = prefloop.reward_model(base, [("Why?", "because", "no")], batch_size=1).model
+    rewards = {
+        "kind": model,
+        "short": (-0.5, lambda _prompt, response: len(response)),
+        "loud": (2.0, prefloop.batched(lambda _prompts, responses: [r.count("!") for r in responses])),
+    }
+    for line in prefloop.ppo(base, QUESTIONS, rewards, critic="separate", **PPO).metrics:
+        total = line["reward_kind"] - 0.5 * line["reward_short"] + 2 * line["reward_loud"]
+        assert line["reward"] == pytest.approx(total, abs=1e-5)
+
+
+def test_a_critic_of_its_own_comes_back(base: Policy) -> None:
+    critic = prefloop.ppo(base, QUESTIONS, lambda _prompt, response: len(response), critic="separate", **PPO).critic
+    assert critic is not None
+    assert math.isfinite(critic("Why?", "because"))
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ({}, "reward names nothing"),
+        (3, r"reward 'reward' is 3; expected a function of \(prompt, response\)"),
+        ({"a": "f"}, "reward 'a' is 'f'; expected a function"),
+        ({"a": (math.nan, len)}, "the weight of reward 'a' is nan"),
+        ({"a": ("0.5", len)}, "the weight of reward 'a' is '0.5'"),
+    ],
+)
+def test_what_is_no_reward_is_refused(base: Policy, reward: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prefloop.ppo(base, QUESTIONS, reward, **PPO)
 
 
 def test_an_error_in_the_reward_function_names_prompt_and_response(base: Policy) -> None:

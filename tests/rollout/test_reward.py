@@ -14,7 +14,7 @@ from prefloop.chat import Chat
 from prefloop.feedback.records import Prompt
 from prefloop.models.heads import RewardModel
 from prefloop.rollout.batch import Rollout
-from prefloop.rollout.reward import function_scorer, model_scorer
+from prefloop.rollout.reward import Batched, Reward, function_scorer, model_scorer, score_texts, total_scores
 
 CHAT = Chat(byte_tokenizer(merges=[("a", "b")]))
 PROMPTS = [
@@ -64,6 +64,57 @@ def test_a_reward_that_is_no_finite_number_is_an_error_with_the_texts(value: Any
         function_scorer(reward, CHAT)(PROMPTS, rollout(ids("fine"), ids("bad one")))
     assert repr(value) in str(caught.value)
     assert "prompt 'second' and response 'bad one'" in str(caught.value)
+
+
+def test_a_batched_function_is_asked_once_about_everything() -> None:
+    asked = []
+
+    def reward(prompts: list[str], responses: list[str]) -> list[float]:
+        asked.append((prompts, responses))
+        return [len(response) for response in responses]
+
+    scores = function_scorer(Batched(reward), CHAT)(PROMPTS, rollout(ids(" yes"), ids("no way")))
+    assert asked == [(["first", "second"], ["yes", "no way"])]
+    assert scores.tolist() == [3.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([1.0], r"'kind' returned 1 scores for 2 responses; it must return one for each"),
+        ([1.0, 2.0, 3.0], r"'kind' returned 3 scores for 2 responses"),
+        ([1.0, math.nan], r"'kind' returned nan, which is no finite number, for prompt 'b' and response 'y'"),
+        ([None, 1.0], r"'kind' returned None, .* for prompt 'a' and response 'x'"),
+        (7.0, r"'kind' is batched and returned 7.0; expected a list of 2 numbers"),
+    ],
+)
+def test_a_batched_function_answers_for_each_response(answer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score_texts(Batched(lambda _prompts, _responses: answer), ["a", "b"], ["x", "y"], "kind")
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_function_that_raises_is_named_with_the_texts(batched: bool) -> None:
+    def fails(_prompt: Any, response: Any) -> Any:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(ValueError, match=r"'kind' raised RuntimeError\('out of luck'\)") as caught:
+        score_texts(Batched(fails) if batched else fails, ["a" * 5000], ["x"], "kind")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert "and response 'x'" in str(caught.value)
+    assert ("for 1 responses, the first of them" in str(caught.value)) == batched
+    assert len(str(caught.value)) < 600  # of a long text enough to find it by
+
+
+def test_several_rewards_are_added_by_weight_and_shown_apart() -> None:
+    rewards = [
+        Reward(function_scorer(lambda _, response: len(response), CHAT), "length", -0.5),
+        Reward(function_scorer(lambda prompt, _: prompt == "second", CHAT), "second", 10.0),
+    ]
+    scores, means = total_scores(rewards, PROMPTS, rollout(ids("ab"), ids("abcd")))
+    assert scores.tolist() == [-1.0, 8.0]
+    assert means == {"reward_length": 3.0, "reward_second": 0.5}
+    assert total_scores(rewards[:1], PROMPTS, rollout(ids("ab"), ids("abcd")))[1] == {}
 
 
 def test_line_04_a_reward_model_reads_the_very_tokens_that_were_sampled() -> None:

@@ -1,4 +1,4 @@
-"""Worlds so small that the best policy is known: π* ∝ π_ref·exp(r/β). Every policy gradient and online DPO reach it."""
+"""Worlds so small that the best policy is known: π* ∝ π_ref·exp(r/β). What claims to reach it, must."""
 
 from __future__ import annotations
 

@@ -26,9 +26,6 @@ class Batched:
 
     function: Callable[[list[str], list[str]], Sequence[float]]
 
-    def __call__(self, prompts: list[str], responses: list[str]) -> Sequence[float]:
-        return self.function(prompts, responses)
-
 
 @runtime_checkable
 class Scorer(Protocol):
@@ -133,12 +130,19 @@ def score_texts(
     values: list[Any]
     if isinstance(function, Batched):
         try:
-            values = list(function(list(prompts), list(responses)))
+            answer = function.function(list(prompts), list(responses))
         except Exception as error:
             raise ValueError(
                 f"the reward function {name!r} raised {error!r} for {len(responses)} responses, the first of them "
                 f"{asked(0)}"
             ) from error
+        try:
+            values = list(answer)
+        except TypeError:
+            raise ValueError(
+                f"the reward function {name!r} is batched and returned {_short(answer)}; expected a list of "
+                f"{len(responses)} numbers"
+            ) from None
         if len(values) != len(responses):
             raise ValueError(
                 f"the reward function {name!r} returned {len(values)} scores for {len(responses)} responses; it must "
