@@ -277,7 +277,7 @@ def _rewards(reward: RewardLike, chat: Chat, max_tokens: int) -> list[Reward]:
             raise ValueError(f"the weight of reward {name!r} is {weight!r}; expected a finite number")
         if isinstance(one, RewardModel):
             found.append(model_reward(one, chat, max_tokens, name, weight))
-        elif callable(one):
+        elif isinstance(one, Batched) or callable(one):
             found.append(function_reward(one, chat, name, weight))
         else:
             raise ValueError(
