@@ -281,22 +281,6 @@ class PolicyGradientConfig(OnPolicyConfig):
         return self
 
 
-class PPOConfig(PolicyGradientConfig):
-    """Proximal policy optimisation against a reward."""
-
-    critic: Literal["shared", "separate"] = "shared"
-    """The value function: a head on the policy's own trunk, or a model of its own that starts from the reward model
-    (from the policy, where the reward is no model)."""
-    gamma: Probability = 1.0
-    """Discount."""
-    lam: Probability = 0.95
-    """λ of generalised advantage estimation."""
-    value_clip_range: PositiveFloat = 0.2
-    """ε of the value function's change."""
-    value_coef: NonNegative = 0.1
-    """Weight of the value loss."""
-
-
 class REINFORCEConfig(PolicyGradientConfig):
     """REINFORCE with a baseline: rewards-to-go less the mean return of the other episodes."""
 
@@ -315,6 +299,26 @@ class GroupConfig(PolicyGradientConfig):
         if self.episodes % self.answers:
             raise ValueError(f"episodes ({self.episodes}) must be a multiple of answers ({self.answers})")
         return self
+
+
+class PPOConfig(GroupConfig):
+    """Proximal policy optimisation against a reward."""
+
+    answers: Positive = 1
+    """K: answers to each prompt; ``episodes / answers`` prompts an iteration. Above 1, a score counts from the mean
+    of the prompt's other answers."""
+
+    critic: Literal["shared", "separate"] = "shared"
+    """The value function: a head on the policy's own trunk, or a model of its own that starts from the reward model
+    (from the policy, where the reward is no model)."""
+    gamma: Probability = 1.0
+    """Discount."""
+    lam: Probability = 0.95
+    """λ of generalised advantage estimation."""
+    value_clip_range: PositiveFloat = 0.2
+    """ε of the value function's change."""
+    value_coef: NonNegative = 0.1
+    """Weight of the value loss."""
 
 
 class RLOOConfig(GroupConfig):

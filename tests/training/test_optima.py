@@ -97,6 +97,7 @@ K1: dict[str, Any] = {"kl_in": "reward", "kl_estimator": "k1"}
     [
         *((PPOConfig(**ONE), seed) for seed in range(3)),
         (PPOConfig(**ONE, critic="separate", value_coef=1.0), 3),
+        (PPOConfig(**ONE, answers=4), 9),
         (REINFORCEConfig(**ONE), 4),
         *((RLOOConfig(**ONE), seed) for seed in range(3)),
         (RLOOConfig(**ONE, kl_in="loss", kl_estimator="k2"), 5),

@@ -163,7 +163,7 @@ class Oracle:
             with torch.no_grad():
                 refs.append(torch.log_softmax(reference.model(input_ids=ids).logits[0, places] / c.temperature, 1))
         deviation = math.sqrt(sum((s - sum(scores) / len(scores)) ** 2 for s in scores) / len(scores)) + 1e-8
-        rewards, kls = [], []
+        rewards, kls, shaped = [], [], []
         for sequence, start, ended, score in zip(rows, asked, rollout.ended.tolist(), scores, strict=True):
             new = naive_log_probs(made.model, sequence, c.temperature).tolist()
             ref = naive_log_probs(reference.model, sequence, c.temperature).tolist()
@@ -175,7 +175,12 @@ class Oracle:
             rewards.append([-penalty * k for k in kl.get(c.kl_estimator, k1)])
             score = score / deviation if c.scale_scores else score
             score = max(-c.clip_scores, min(c.clip_scores, score)) if c.clip_scores else score
-            rewards[-1][-1] += score - (0.0 if ended else c.missing_eos_penalty)
+            shaped.append(score - (0.0 if ended else c.missing_eos_penalty))
+        for i, row in enumerate(rewards):
+            answers = c.answers if isinstance(c, PPOConfig) else 1
+            first = i // answers * answers
+            others = [shaped[j] for j in range(first, first + answers) if j != i]
+            row[-1] += shaped[i] - (sum(others) / len(others) if others else 0.0)
         self.tokens = sum(map(len, rewards))
         self.kl = sum(kls) / len(kls)
         if c.whiten_rewards:
@@ -249,11 +254,12 @@ def first_update(
         {"temperature": 0.8, "kl_coef": 0.5, "lam": 0.8, "gamma": 0.9, "missing_eos_penalty": 2.5},
         {"value_coef": 1.0, "entropy_coef": 0.3, "lam": 1.0},
         {"scale_scores": True, "clip_scores": 1.5, "whiten_rewards": True, "kl_coef": 0.2},
+        {"answers": 4, "missing_eos_penalty": 0.3},
         {"kl_estimator": "k3", "kl_coef": 0.4},
         {"kl_in": "loss", "kl_estimator": "k2", "kl_coef": 0.4},
         {"kl_in": "loss", "kl_estimator": "full", "kl_coef": 0.4, "temperature": 0.8},
     ],
-    ids=["defaults", "others", "entropy", "scaled", "k3", "k2 in the loss", "full in the loss"],
+    ids=["defaults", "others", "entropy", "scaled", "several answers", "k3", "k2 in the loss", "full in the loss"],
 )
 @pytest.mark.parametrize("later", [False, True], ids=["at the start", "later"])
 def test_lines_08_to_18_the_first_gradient_is_that_of_the_formulas(

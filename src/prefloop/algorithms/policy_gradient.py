@@ -50,6 +50,20 @@ def reinforce_advantages(
     return (to_go - baseline[:, None]).where(mask, rewards.new_zeros(()))
 
 
+def leave_one_out(scores: Float[Tensor, " B"], answers: int) -> Float[Tensor, " B"]:
+    """Each score less the mean of the other K − 1 of its prompt [Kool et al. 2019].
+
+    What all answers to a prompt have in common is no merit of any of them. The others are drawn independently, so
+    the expected gradient stays as it is and only its variance falls.
+
+    Args:
+        scores: of the K answers to the first prompt, then of those to the second, …
+        answers: K ≥ 2.
+    """
+    groups = scores.view(-1, answers)
+    return (groups - _mean_of_others(groups)).flatten()
+
+
 def rloo_advantages(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], answers: int) -> Float[Tensor, "B R"]:
     """REINFORCE leave-one-out: A_k = R_k − mean of R_j, j ≠ k [Kool et al. 2019; Ahmadian et al. 2024, §3.2].
 
@@ -59,7 +73,7 @@ def rloo_advantages(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], an
         answers: K ≥ 2, answers to each prompt.
     """
     returns = _returns_by_prompt(rewards, mask, answers)
-    return _spread(returns - _mean_of_others(returns), mask)
+    return _spread(leave_one_out(returns.flatten(), answers), mask)
 
 
 def grpo_advantages(
@@ -102,6 +116,6 @@ def _mean_of_others(values: Float[Tensor, "G K"]) -> Float[Tensor, "G K"]:
     return (values.sum(1, keepdim=True) - values) / (count - 1)
 
 
-def _spread(advantages: Float[Tensor, "G K"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
+def _spread(advantages: Float[Tensor, "*groups"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
     """An answer's advantage at each of its tokens."""
     return advantages.reshape(-1, 1) * mask

@@ -9,7 +9,9 @@ Deviations from the published implementations:
 1. The value function is by default a head on the policy's own trunk and starts at zero; V is read off while decoding.
 2. Losses are normalised by the response tokens of the whole optimiser step, not of each micro-batch or answer.
 3. The score belongs to the last real token, and the state after it is terminal (value 0, not trained).
-4. All algorithms clip the probability ratio as PPO does, so that a batch can be used more than once.
+4. With ``answers`` above 1 PPO's scores count from the mean of the prompt's other answers, as in RLOO; the value
+   function foresees what is left.
+5. All algorithms clip the probability ratio as PPO does, so that a batch can be used more than once.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from prefloop.algorithms.masked import masked_whiten
 from prefloop.algorithms.moments import RunningMoments
 from prefloop.algorithms.policy_gradient import (
     grpo_advantages,
+    leave_one_out,
     reinforce_advantages,
     reinforce_pp_advantages,
     rloo_advantages,
@@ -184,12 +187,16 @@ def _critic(policy: Policy, reward: Sequence[Reward], config: PolicyGradientConf
 def _shaped(
     scores: Float[Tensor, " B"], rollout: Rollout, moments: RunningMoments, config: PolicyGradientConfig
 ) -> Float[Tensor, " B"]:
-    """Scores scaled and clipped, where that is asked for, and lowered where the response was cut off."""
+    """Scores scaled and clipped, where that is asked for, lower where the response was cut off, and for PPO with
+    several answers to a prompt less the mean of the others."""
     if config.scale_scores:
         scores = scores / (moments.deviation + 1e-8)
     if config.clip_scores:
         scores = scores.clamp(-config.clip_scores, config.clip_scores)
-    return scores - config.missing_eos_penalty * (~rollout.ended)
+    scores = scores - config.missing_eos_penalty * (~rollout.ended)
+    if isinstance(config, PPOConfig) and config.answers > 1:
+        return leave_one_out(scores, config.answers)
+    return scores
 
 
 def _read_reference(model: Any, rollout: Rollout, config: PolicyGradientConfig) -> Reference:
