@@ -347,9 +347,9 @@ def table(found: dict[str, list[Outcome]], seeds: Sequence[int], total: int) -> 
     for outcomes in found.values():
         solved = [outcome.solved for outcome in outcomes]
         reached = [steps for steps in solved if math.isfinite(steps)]
-        missed = f"; {len(solved) - len(reached)} not in {total:,}" if len(reached) < len(solved) else ""
+        missed = [f"{len(solved) - len(reached)} not in {total:,}"] if len(reached) < len(solved) else []
         rows[-1] += [
-            (_mean(reached, ",.0f") if reached else "") + missed,
+            "; ".join([_mean(reached, ",.0f")] * bool(reached) + missed),
             _mean([outcome.score for outcome in outcomes], ".1f"),
             _mean([outcome.seconds for outcome in outcomes], ".1f"),
         ]
@@ -371,13 +371,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for part in options.parts:
-        if part == "reinforce":
-            found = {"prefloop": [reinforce(seed, options.steps) for seed in options.seeds]}
-        else:
-            found = {
-                name: [learn(seed, SETTINGS[part], options.steps) for seed in options.seeds]
-                for name, learn in (("prefloop", ppo), ("SB3", baseline))
-            }
+        found: dict[str, list[Outcome]] = {}
+        for seed in options.seeds:  # learners by turns, so that what else the machine does slows all of them down
+            if part == "reinforce":
+                found.setdefault("prefloop", []).append(reinforce(seed, options.steps))
+                continue
+            for name, learn in (("prefloop", ppo), ("SB3", baseline)):
+                found.setdefault(name, []).append(learn(seed, SETTINGS[part], options.steps))
         print(f"\n{part}, {options.steps:,} steps\n\n{table(found, options.seeds, options.steps)}", flush=True)
 
 

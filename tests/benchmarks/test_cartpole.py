@@ -158,3 +158,4 @@ def test_the_table_says_what_was_not_reached() -> None:
     text = table(found, [4, 5], 100_000)
     assert "| 5 | not reached | 400.0 | 12.0 |" in text
     assert "| mean | 50,000; 1 not in 100,000 | 450.0 ± 635.3 | 11.0 ± 12.7 |" in text
+    assert "| mean | 2 not in 100,000 |" in table({"prefloop": [Outcome(math.inf, 9.0, 1.0)] * 2}, [4, 5], 100_000)

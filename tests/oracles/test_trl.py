@@ -47,7 +47,7 @@ from prefloop.chat import Chat, Rendered
 from prefloop.feedback.records import Prompt
 from prefloop.models.forward import pad, response_log_probs
 from prefloop.models.heads import RewardModel
-from prefloop.models.loading import load_reward_model
+from prefloop.models.loading import load_reward_model, load_tokenizer
 from prefloop.policy import Policy
 from prefloop.training.comparisons import PreferenceGroup, with_mismatched
 from prefloop.training.direct import _losses, _reference_point, _with_reference, train_direct
@@ -147,7 +147,7 @@ def options(tmp_path: Path, rows: int, **others: Any) -> dict[str, Any]:
 
 def trainer(kind: Any, settings: Any, model: Path, data: Dataset, **others: Any) -> Any:
     """One of TRL's, from a model folder, which it loads itself."""
-    tokenizer = prefloop.load(model).tokenizer if kind is not RewardTrainer else load_reward_model(model).tokenizer
+    tokenizer = load_tokenizer(model)
     return kind(model=str(model), args=settings, train_dataset=data, processing_class=tokenizer, **others)
 
 
@@ -177,11 +177,11 @@ def direct(
     return loss, gradients(loss, policy.model)
 
 
-def assert_same(mine: tuple[Tensor, Gradients], other: tuple[Tensor, Gradients]) -> None:
-    torch.testing.assert_close(mine[0], other[0], atol=TOLERANCE, rtol=0)
-    assert mine[1].keys() == other[1].keys()
-    assert max(float(slope.abs().max()) for slope in mine[1].values()) > 0.01
-    for name, slope in mine[1].items():
+def assert_same(found: tuple[Tensor, Gradients], other: tuple[Tensor, Gradients]) -> None:
+    torch.testing.assert_close(found[0], other[0], atol=TOLERANCE, rtol=0)
+    assert found[1].keys() == other[1].keys()
+    assert max(float(slope.abs().max()) for slope in found[1].values()) > 0.01
+    for name, slope in found[1].items():
         torch.testing.assert_close(slope, other[1][name], atol=TOLERANCE, rtol=TOLERANCE, msg=lambda m, n=name: n + m)
 
 
@@ -197,9 +197,9 @@ def test_dpo(folders: Folders, tmp_path: Path, beta: float) -> None:
         texts(),
         ref_model=prefloop.load(folders.reference).model,
     )
-    mine = direct(folders, ours.DPOConfig(beta=beta))
-    assert abs(float(mine[0].detach()) - 0.6931) > 0.05
-    assert_same(mine, theirs(made))
+    found = direct(folders, ours.DPOConfig(beta=beta))
+    assert abs(float(found[0].detach()) - 0.6931) > 0.05  # a policy that is its own reference has ln 2
+    assert_same(found, theirs(made))
 
 
 def test_dpo_with_label_smoothing(folders: Folders, tmp_path: Path) -> None:
@@ -266,8 +266,8 @@ def test_orpo(folders: Folders, tmp_path: Path) -> None:
     loss, figures = made.get_batch_loss_metrics(made.model, batch)
     contrast = -weight * figures["log_odds_ratio"]
     assert float(loss.detach()) == pytest.approx(figures["nll_loss"] + contrast, abs=TOLERANCE)
-    mine, slopes = direct(folders, ours.ORPOConfig(weight=weight))
-    assert float(mine.detach()) == pytest.approx(contrast - figures["logps/chosen"], abs=TOLERANCE)
+    own, slopes = direct(folders, ours.ORPOConfig(weight=weight))
+    assert float(own.detach()) == pytest.approx(contrast - figures["logps/chosen"], abs=TOLERANCE)
 
     # The gradient of the contrast: the difference of two weights takes the imitation out.
     def at(value: float) -> Gradients:
@@ -284,12 +284,10 @@ def test_reward_model(folders: Folders, tmp_path: Path, centre: float) -> None:
     settings = RewardConfig(**options(tmp_path, len(ROWS), center_rewards_coefficient=centre or None))
     made = trainer(RewardTrainer, settings, folders.reward, texts())
     wanted = [float(made.compute_loss(made.model, batch).detach()) for batch in made.get_train_dataloader()]
-    lines: list[Metrics] = []
     reward = load_reward_model(folders.reward)
-    data = groups(reward.chat)
-    train_reward(reward, data, [], ours.RewardConfig(centre_coef=centre, batch_size=5), 0, lines.append)
+    config = ours.RewardConfig(centre_coef=centre, batch_size=len(ROWS))
     assert abs(wanted[0] - 0.6931) > 0.01
-    assert [line["loss"] for line in lines] == pytest.approx(wanted, abs=TOLERANCE)
+    assert mine(train_reward, reward, groups(reward.chat), config) == pytest.approx(wanted, abs=TOLERANCE)
 
 
 def test_sft(folders: Folders, tmp_path: Path) -> None:
