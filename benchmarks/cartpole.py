@@ -347,9 +347,11 @@ def table(found: dict[str, list[Outcome]], seeds: Sequence[int], total: int) -> 
     for outcomes in found.values():
         solved = [outcome.solved for outcome in outcomes]
         reached = [steps for steps in solved if math.isfinite(steps)]
-        missed = [f"{len(solved) - len(reached)} not in {total:,}"] if len(reached) < len(solved) else []
+        said = [_mean(reached, ",.0f")] if reached else []
+        if len(reached) < len(solved):
+            said.append(f"{len(solved) - len(reached)} not in {total:,}")
         rows[-1] += [
-            "; ".join([_mean(reached, ",.0f")] * bool(reached) + missed),
+            "; ".join(said),
             _mean([outcome.score for outcome in outcomes], ".1f"),
             _mean([outcome.seconds for outcome in outcomes], ".1f"),
         ]
