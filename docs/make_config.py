@@ -61,6 +61,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{json.dumps(choice)}`" for choice in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"list of {_type(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return f"table of {_type(get_args(annotation)[1])}s"
     if annotation not in NAMES:
         raise TypeError(f"no words for {annotation!r}")
     return NAMES[annotation]

@@ -6,6 +6,7 @@ what is allowed and the nearest right name.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -42,7 +43,7 @@ def make_recipe(table: Mapping[str, Any], settings: Iterable[str] = (), where: s
 
     A value is read as TOML; what is not TOML is taken as a string, so ``--set model.path=/data/gpt2`` works.
     """
-    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    merged = copy.deepcopy(dict(table))
     for setting in settings:
         key, value = _parse_setting(setting)
         *sections, last = key.split(".")
