@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.test_docs import code, keys, sections
 from tests.test_pipeline import contents, dialogues, figures, from_store, run, tiny
 from transformers import AutoModelForSequenceClassification
 
@@ -18,6 +19,7 @@ from prefloop.models.heads import RewardEnsemble
 from prefloop.models.loading import load_reward_model
 from prefloop.runs import file_hash, read_json, read_lines
 
+DOCUMENTED = code(sections("run-folder.md")["`reward/evaluation.json`"]) | code(sections("run-folder.md")[""])
 ONLY_PPO = 'algorithms=["ppo"]'
 
 
@@ -37,6 +39,7 @@ def test_a_run_with_an_ensemble(tmp_path: Path) -> None:
     assert found["disagreement"] > 0
     assert sum(row["n"] for row in found["by_disagreement"]) == found["accuracy"]["n"]
     assert "Held-out pairs" in (folder / "report.html").read_text(encoding="utf-8")
+    assert set(keys(found)) <= DOCUMENTED
     for member in ("model", "model/member-2", "model/member-3"):
         assert AutoModelForSequenceClassification.from_pretrained(folder / "reward" / member).config.num_labels == 1
     assert run(tiny(*settings), tmp_path).ran == []
@@ -122,6 +125,7 @@ def test_a_run_with_two_criteria(tmp_path: Path) -> None:
         model = load_reward_model(folder / stage / "model")
         assert model.criteria == ("kind", "short")
         found = read_json(folder / stage / "evaluation.json")
+        assert set(keys(found)) - {"kind", "short"} <= DOCUMENTED
         assert found["pairs"] == sum(part["pairs"] for part in found["criteria"].values())
         assert read_json(folder / stage / "manifest.json")["snapshot"] == manifest["snapshot"]
         assert found["criteria"]["kind"]["pairs"] > found["criteria"]["short"]["pairs"] > 0
