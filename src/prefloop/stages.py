@@ -163,27 +163,13 @@ def label(context: Context, writer: StageWriter) -> None:
 
 
 def reward(context: Context, writer: StageWriter) -> None:
-    parts = _judged_by_criterion(context)
-    _train_reward(
-        context,
-        writer,
-        [train for train, _, _ in parts],
-        [held for _, held, _ in parts],
-        context.recipe.reward,
-        "reward",
-    )
+    train, heldout, _ = _judged_by_criterion(context)
+    _train_reward(context, writer, train, heldout, context.recipe.reward, "reward")
 
 
 def judge_model(context: Context, writer: StageWriter) -> None:
-    parts = _judged_by_criterion(context)
-    _train_reward(
-        context,
-        writer,
-        [aside for _, _, aside in parts],
-        [held for _, held, _ in parts],
-        context.recipe.judge,
-        "judge",
-    )
+    _, heldout, aside = _judged_by_criterion(context)
+    _train_reward(context, writer, aside, heldout, context.recipe.judge, "judge")
 
 
 def ppo(context: Context, writer: StageWriter) -> None:
@@ -304,10 +290,11 @@ def _train_reward(
     model.save(writer.folder / "model")
 
 
-def _judged_by_criterion(context: Context) -> list[tuple[list[Comparison], ...]]:
-    """For each criterion, the comparisons for training, for testing and for the held-out judge."""
+def _judged_by_criterion(context: Context) -> list[list[list[Comparison]]]:
+    """Comparisons for training, for testing and for the held-out judge: of each, a list for every criterion."""
     recipe = context.recipe
-    return [judged_pairs(recipe, _comparisons(context, name)) for name in recipe.criteria]
+    parts = [judged_pairs(recipe, _comparisons(context, name)) for name in recipe.criteria]
+    return [list(part) for part in zip(*parts, strict=True)]
 
 
 def _comparisons(context: Context, criterion: str) -> list[Comparison]:
