@@ -177,9 +177,8 @@ def _with_margins(group: PreferenceGroup, per_strength: float) -> PreferenceGrou
         tiers = ranking.tiers
         whole = ranking.margin + per_strength * max(0, ranking.strength - 1)
         for (above, upper), (below, lower) in combinations(enumerate(tiers), 2):
-            if above == 0 or not ranking.best_only:
-                for winner, loser in product(upper, lower):
-                    vote(winner, loser, whole * (below - above) / (len(tiers) - 1), ranking.weight)
+            for winner, loser in product(upper, lower):
+                vote(winner, loser, whole * (below - above) / (len(tiers) - 1), ranking.weight)
         for one, other in () if ranking.best_only else (pair for tier in tiers for pair in combinations(tier, 2)):
             vote(one, other, 0.0, ranking.weight / 2)
             vote(other, one, 0.0, ranking.weight / 2)
