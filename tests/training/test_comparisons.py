@@ -183,7 +183,7 @@ def test_criteria_share_the_answers_of_a_prompt() -> None:
     (both, one), _, _ = encode_criteria(CHAT, [helpful, harmless], 100, 10)
     assert [CHAT.text(s.ids[s.mask.index(True) :]) for s in both.sequences] == ["a", "b", "c"]
     assert both.pairs == ((0, 2, 1.0, 0.0), (3, 5, 0.0, 2.0))
-    assert both.rankings == (Ranking(((5,), (3,)), 2.0),)
+    assert both.rankings == (Ranking(((0,), (2,))), Ranking(((5,), (3,)), 2.0)), "of one only votes are known"
     assert one.pairs == ((0, 2, 0.0, 1.0),)
     _, pairs = flatten([one, both], CPU)
     assert pairs.first.tolist() == [0, 4, 7]

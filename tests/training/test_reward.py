@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations, product
 from typing import Any
 
 import pytest
@@ -173,6 +173,25 @@ def rows_of(group: PreferenceGroup) -> list[tuple[int, int, float]]:
     """(i, j, margin): what has a row of its own, and so a centring penalty."""
     [made] = with_margins([group], 0.5)
     return [(i, j, margin) for (i, j, _, _), margin in zip(made.pairs, made.margins, strict=True)]
+
+
+def test_line_22_the_loss_of_rankings_is_the_mean_over_choices() -> None:
+    """Every order that the ties allow, one after another; a ranking of K is K − 1 choices, "the best of K" is one."""
+    made, data = reward_model(), rankings(7)
+    total, count = 0.0, 0.0
+    for group in data:
+        scores = scores_one_by_one(made, group.sequences)
+        for ranking in group.rankings:
+            orders = [sum(parts, ()) for parts in product(*map(permutations, ranking.tiers))]
+            first = len(ranking.tiers[0]) if ranking.best_only else len(orders[0]) - 1
+            for order in orders:
+                for k in range(first):
+                    left = math.log(sum(math.exp(scores[i]) for i in order[k:]))
+                    total += ranking.weight / len(orders) * (left - scores[order[k]])
+            count += ranking.weight * first
+        total += sum(0.01 * (scores[i] + scores[j]) ** 2 for i, j, _, _ in group.pairs)
+    [line] = train(made, data, centre_coef=0.01, loss="plackett-luce")
+    assert line["loss"] == pytest.approx(total / count, abs=1e-5)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 
@@ -55,8 +55,14 @@ class PreferenceGroup:
         """The rankings; where only votes are known, each vote is a ranking of two."""
         if self.rankings:
             return self.rankings
-        votes = [(i, j, wins) for i, j, wins, _ in self.pairs] + [(j, i, losses) for i, j, _, losses in self.pairs]
-        return tuple(Ranking(((i,), (j,)), count) for i, j, count in votes if count)
+        forth = ((i, j, wins) for i, j, wins, _ in self.pairs)
+        back = ((j, i, losses) for i, j, _, losses in self.pairs)
+        return _of_two(vote for vote in (*forth, *back) if vote[2])
+
+
+def _of_two(votes: Iterable[tuple[int, int, float]]) -> tuple[Ranking, ...]:
+    """(winner, loser, votes) as rankings of two."""
+    return tuple(Ranking(((winner,), (loser,)), count) for winner, loser, count in votes)
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def _pairs(comparison: Comparison, place: Mapping[int, int]) -> list[tuple[int, 
 
 def _rankings(comparison: Comparison, place: Mapping[int, int]) -> Iterator[Ranking]:
     """The rankings of what was kept. A tier may be left empty: ranks keep their distances."""
-    for ranking in comparison.rankings:
+    for ranking in comparison.rankings or _of_two(comparison.wins):
         tiers = tuple(tuple(place[i] for i in tier if i in place) for tier in ranking.tiers)
         if sum(map(len, tiers)) > 1 and (tiers[0] or not ranking.best_only):
             yield replace(ranking, tiers=tiers)
