@@ -72,6 +72,8 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(get_args(annotation)[0])}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "tables"
+    if get_origin(annotation) is dict:
+        return f"table of {_type(get_args(annotation)[1])}s"
     if annotation not in NAMES:
         raise TypeError(f"no words for {annotation!r}")
     return NAMES[annotation]

@@ -14,13 +14,16 @@ from tests import toys
 import prefloop
 from prefloop.feedback.aggregate import Comparison
 from prefloop.feedback.records import Prompt
-from prefloop.models.heads import RewardModel
+from prefloop.models.heads import RewardEnsemble, RewardModel
 from prefloop.policy import Policy
 from prefloop.training.loop import Metrics
 
 EVEN: dict[str, Any] = {"episodes": 8, "minibatch_episodes": 4}
 PPO: dict[str, Any] = {"iterations": 2, "episodes": 4, "minibatch_episodes": 2, "max_response_tokens": 6}
 QUESTIONS = ["What?", "Why?", "Where is it?"]
+TRIPLE = ("a", "b", "c")
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+RANKING = {"prompt": "a", "responses": ["b", "c", "d"], "ranks": [1, 2, 2]}
 COMPARISONS = [(f"question {i}", "yes", "no, never") for i in range(6)]
 DEMONSTRATIONS = [(f"question {i}", "yes") for i in range(6)]
 
@@ -238,6 +241,65 @@ def _losses(result: Any) -> list[float]:
     return [line["loss"] for line in result.metrics]
 
 
+def test_rankings_and_weights_are_votes(base: Policy) -> None:
+    """A ranking of three is its pairs; a weight of two is saying it twice."""
+    ranked = [{"prompt": "q", "responses": ["b", "a", "c"], "ranks": [7, 2, 7], "weight": 2}]
+    said = ((0, 1, 1.0), (1, 0, 1.0), (2, 0, 2.0), (2, 1, 2.0))
+    record = [Comparison(Prompt.of("q"), ("b", "c", "a"), ("b", "c", "a"), said)]
+    for train in (prefloop.dpo, prefloop.reward_model):
+        assert _losses(train(base, ranked, batch_size=1)) == pytest.approx(_losses(train(base, record, batch_size=1)))
+    once = [{"prompt": p, "chosen": good, "rejected": bad, "weight": None} for p, good, bad in COMPARISONS]
+    half = [row | {"weight": 0.5} for row in once]
+    options = {"batch_size": 6, "centre_coef": 0.0}
+    one, other = (prefloop.reward_model(base, rows, **options).metrics[0] for rows in (once, half))
+    assert one["loss"] == pytest.approx(other["loss"])
+    heavier = [half[0] | {"weight": 40.0}, *half[1:]]
+    assert prefloop.reward_model(base, heavier, **options).metrics[0]["loss"] != pytest.approx(one["loss"])
+
+
+def test_strength_and_margin_say_by_how_much(base: Policy) -> None:
+    def first(more: dict[str, Any], **options: Any) -> float:
+        rows = [{"prompt": p, "chosen": good, "rejected": bad, **more} for p, good, bad in COMPARISONS]
+        lines = prefloop.reward_model(base, rows, batch_size=6, centre_coef=0.0, **options).metrics
+        return float(lines[0]["loss"])
+
+    plain = first({})
+    assert first({"strength": 4}) == plain  # no attention is paid unless asked for
+    assert first({"strength": 1}, margin=0.5) == plain
+    assert first({"strength": 3}, margin=0.5) == first({"margin": 1.0}) > plain
+    assert first({"margin": 0}) == plain
+
+
+def test_plackett_luce_ensembles_and_pessimism(base: Policy) -> None:
+    rows = [{"prompt": f"q {i}", "responses": ["yes", "no", "never"], "ranks": [1, 2, 3]} for i in range(6)]
+    options: dict[str, Any] = {"epochs": 6.0, "batch_size": 3, "learning_rate": 1e-2, "loss": "plackett-luce"}
+    model = prefloop.reward_model(base, rows, ensemble=2, pessimism=0.5, **options).model
+    assert isinstance(model, RewardEnsemble)
+    assert model("q 1", "yes") > model("q 1", "no") > model("q 1", "never")
+    lines = prefloop.ppo(base, QUESTIONS, model, **PPO).metrics
+    by_text = prefloop.ppo(base, QUESTIONS, lambda prompt, response: model(prompt, response), **PPO).metrics
+    assert lines[0]["reward"] == pytest.approx(by_text[0]["reward"], abs=3.0)
+
+
+def test_criteria_have_a_head_each(base: Policy) -> None:
+    data = {"kind": COMPARISONS, "short": [(p, bad, good) for p, good, bad in COMPARISONS]}
+    options: dict[str, Any] = {"epochs": 15.0, "batch_size": 6, "learning_rate": 1e-2}
+    for weights in ({"kind": 1.0, "short": 0.2}, {"kind": 0.2, "short": 1.0}):
+        result = prefloop.reward_model(base, data, heldout={"kind": COMPARISONS}, criteria=weights, **options)
+        likes = result.model("question 1", "yes") > result.model("question 1", "no, never")
+        assert likes == (weights["kind"] > weights["short"])
+        assert result.model.criteria == ("kind", "short")
+        assert "eval_accuracy" in result.metrics[-1]
+    with pytest.raises(ValueError, match=r"comparisons by criterion .*\['kind', 'short'\]; got \['kind'\]"):
+        prefloop.reward_model(base, {"kind": COMPARISONS}, criteria=weights)
+    with pytest.raises(ValueError, match=r"heldout by criterion .*got \['rude'\]"):
+        prefloop.reward_model(base, data, heldout={"rude": COMPARISONS}, criteria=weights)
+    with pytest.raises(ValueError, match=r"comparisons by criterion .*got \['one list for all of them'\]"):
+        prefloop.reward_model(base, COMPARISONS, criteria=weights)
+    with pytest.raises(ValueError, match=r"keys of the option criteria, \[\]; got \['kind', 'short'\]"):
+        prefloop.reward_model(base, data)
+
+
 # Refusals
 
 
@@ -245,6 +307,9 @@ def _losses(result: Any) -> list[float]:
     ("name", "option", "message"),
     [
         ("sft", {"epoch": 2}, r"prefloop\.sft:\n  epoch: there is no such key; did you mean epochs\?"),
+        ("reward_model", {"loss": "bt"}, r"loss = 'bt': .*'bradley-terry' or 'plackett-luce'"),
+        ("reward_model", {"pessimism": 1.0}, r"pessimism \(1\.0\) .*set ensemble to 2 or more"),
+        ("reward_model", {"margin": 1, "loss": "plackett-luce"}, r"margin \(1.*has no pairs"),
         ("reward_model", {"center_coef": 2}, r"prefloop\.reward_model:\n.*did you mean centre_coef\?"),
         ("ppo", {"kl_coeff": 0.1}, r"prefloop\.ppo:\n  kl_coeff: .*did you mean kl_coef\?"),
         ("dpo", {"beta": 0}, r"prefloop\.dpo:\n  beta = 0: .*greater than 0"),
@@ -282,6 +347,18 @@ def test_options_are_checked(base: Policy, name: str, option: dict[str, Any], me
         ("dpo", [("a", "b" * 127, "c")], r"a compared answer may have 128 tokens.*1 of 2 are longer"),
         ("reward_model", [], "no comparisons"),
         ("reward_model", [("a", "b", "b")], "chosen and rejected are the same"),
+        ("reward_model", [{"responses": ["a", "b"], "ranks": [1, 2]}], "a ranking needs .*lacks prompt"),
+        ("reward_model", [TRIPLE, RANKING | {"ranks": [1]}], "comparison 1: 3 responses and 1 ranks"),
+        ("reward_model", [TRIPLE, RANKING | {"ranks": [1, 2, "3"]}], r"comparison 1: ranks are .*whole numbers"),
+        ("reward_model", [RANKING | {"responses": "abc"}], r"comparison 0: responses are a list of texts; got 'abc'"),
+        ("reward_model", [RANKING | {"responses": ["a", "b", "a"]}], "comparison 0: .*different responses"),
+        ("reward_model", [RANKING | {"weight": -1}], "comparison 0: weight is a finite number, 0 or more; got -1"),
+        ("reward_model", [RANKING | {"weight": math.nan}], "comparison 0: weight is a finite number.*got nan"),
+        ("reward_model", [RANKING | {"weight": 0}], "comparison 0: a weight of 0 says nothing"),
+        ("reward_model", [TRIPLE, PAIR | {"margin": "big"}], "comparison 1: margin is a finite number.*got 'big'"),
+        ("reward_model", [PAIR | {"strength": 5}], r"comparison 0: strength is 1 .* to 4; got 5"),
+        ("reward_model", [PAIR | {"strength": 2.0}], r"comparison 0: strength is 1 .* to 4; got 2\.0"),
+        ("reward_model", [PAIR | {"strength": 2, "margin": 0.5}], "comparison 0: strength and margin .*one of them"),
         ("ppo", [], "no prompts"),
         ("ppo", [3], "a prompt is a text"),
         ("ppo", ["a" * 200], "data.max_prompt_tokens allows"),

@@ -45,8 +45,8 @@ FIELDS = {
     "sft": f"{OPTIMISATION} epochs batch_size loss_on demonstrations",
     "sample": "prompts heldout answers temperature max_response_tokens batch_size",
     "label": "by overlap minimum",
-    "reward": f"{OPTIMISATION} epochs batch_size centre_coef",
-    "judge": f"{OPTIMISATION} epochs batch_size centre_coef fraction",
+    "reward": f"{OPTIMISATION} epochs batch_size centre_coef loss margin random_answers ensemble pessimism criteria",
+    "judge": f"{OPTIMISATION} epochs batch_size centre_coef loss margin random_answers fraction",
     "ppo": f"{GRADIENT} answers critic gamma lam value_clip_range value_coef",
     "reinforce": f"{GRADIENT} gamma",
     "rloo": f"{GRADIENT} answers",
@@ -124,6 +124,11 @@ def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
         ("algorithms=ppo", ["algorithms = 'ppo'"]),
         ("ppo=3", ["ppo = 3"]),
         ("name.x=1", ["name = {'x': 1}", "valid string"]),
+        ("reward.loss=listwise", ["reward.loss = 'listwise'", "'bradley-terry' or 'plackett-luce'"]),
+        ("reward.random_answers=1.0", ["reward.random_answers = 1.0", "less than 1"]),
+        ("reward.criteria={a = nan}", ["reward.criteria.a = nan", "finite"]),
+        ("reward.criteria=helpful", ["reward.criteria = 'helpful'", "dict"]),
+        ("judge.ensemble=3", ["judge.ensemble", "did you mean reward.ensemble?"]),
         ("model.vocabulary=299", ["model.vocabulary = 299", "greater than or equal to 300"]),
     ],
 )
@@ -145,6 +150,15 @@ def test_all_faults_are_told_at_once() -> None:
     [
         (["ppo.episodes=10", "ppo.minibatch_episodes=4"], ["ppo: episodes (10)", "multiple", "(4)"]),
         (["ppo.kl_target=6.0", "ppo.kl_coef=0"], ["ppo: kl_target (6.0)", "kl_coef"]),
+        (["reward.margin=0.5", "reward.loss=plackett-luce"], ["reward: margin (0.5)", "no pairs", '"bradley-terry"']),
+        (["judge.margin=0.5", "judge.loss=plackett-luce"], ["judge: margin (0.5)"]),
+        (["reward.pessimism=1.0"], ["reward: pessimism (1.0)", "ensemble is 1", "2 or more"]),
+        (['reward.criteria={"no good" = 1.0}'], ["reward: criteria: 'no good'", "letters"]),
+        (["reward.criteria={a = 0.0, b = 0}"], ["reward: criteria: all weights are 0"]),
+        (
+            ["data.world=rewriter", "label.by=simulated", "reward.criteria={a = 1.0, b = 1.0}"],
+            ['label.by = "simulated"', "reward.criteria are a, b"],
+        ),
         (["model.width=130"], ["model: width 130", "heads (4)"]),
         (["model.heads=3"], ["model: width 128", "heads (3)"]),
         (["label.by=simulated"], ['label.by = "simulated"', "data.world", '"human"', '"none"']),
@@ -230,6 +244,8 @@ def test_a_checkpoint_brings_its_own_context() -> None:
         ("model.path=", "model", "path", ""),
         ('data.files=["a.jsonl", "b.jsonl"]', "data", "files", ("a.jsonl", "b.jsonl")),
         ("pretrain.tokens=1_000", "pretrain", "tokens", 1000),
+        ("reward.criteria={a = 1.0, b = 0.5}", "reward", "criteria", {"a": 1.0, "b": 0.5}),
+        ("reward.criteria.a=2.0", "reward", "criteria", {"a": 2.0}),
     ],
 )
 def test_settings_are_toml_or_else_text(setting: str, section: str, key: str, value: object) -> None:
@@ -239,10 +255,11 @@ def test_settings_are_toml_or_else_text(setting: str, section: str, key: str, va
 
 
 def test_settings_come_on_top_and_the_last_one_counts() -> None:
-    table = {"seed": 3, "ppo": {"epochs": 3, "kl_coef": 0.5}}
-    recipe = make_recipe(table, ["ppo.epochs=4", "seed=7", "ppo.epochs=5"])
+    table = {"seed": 3, "ppo": {"epochs": 3, "kl_coef": 0.5}, "reward": {"criteria": {"a": 1.0}}}
+    recipe = make_recipe(table, ["ppo.epochs=4", "seed=7", "ppo.epochs=5", "reward.criteria.b=0.5"])
     assert (recipe.seed, recipe.ppo.epochs, recipe.ppo.kl_coef) == (7, 5, 0.5)
-    assert table == {"seed": 3, "ppo": {"epochs": 3, "kl_coef": 0.5}}
+    assert recipe.criteria == ("a", "b")
+    assert table == {"seed": 3, "ppo": {"epochs": 3, "kl_coef": 0.5}, "reward": {"criteria": {"a": 1.0}}}
 
 
 @pytest.mark.parametrize("setting", ["ppo.kl_coef", "=3", "", " = 1"])
@@ -261,7 +278,8 @@ def test_a_setting_inside_a_value() -> None:
 
 def test_dump_and_load_give_the_same_recipe(tmp_path: Path) -> None:
     recipe = make_recipe(
-        demo_table("a name", 3, "ppo", human=True), ['data.files=["ä.jsonl"]', "ppo.learning_rate=1.25e-7"]
+        demo_table("a name", 3, "ppo", human=True),
+        ['data.files=["ä.jsonl"]', "ppo.learning_rate=1.25e-7", "reward.criteria={kind=1.0, b-2=-0.5}"],
     )
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")

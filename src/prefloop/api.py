@@ -33,19 +33,19 @@ from prefloop.config import (
     SFTConfig,
     SimPOConfig,
 )
-from prefloop.feedback.aggregate import Comparison
-from prefloop.feedback.records import Message, Prompt
+from prefloop.feedback.aggregate import Comparison, Ranking
+from prefloop.feedback.records import Message, Prompt, dense_ranks
 from prefloop.models.heads import RewardModel
 from prefloop.policy import Policy, load_policy
 from prefloop.recipes import check
 from prefloop.rollout.reward import Batched, Reward, RewardFunction, function_reward, model_reward
-from prefloop.training.comparisons import PreferenceGroup, encode
+from prefloop.training.comparisons import PreferenceGroup, encode, encode_criteria
 from prefloop.training.critic import SeparateCritic
 from prefloop.training.direct import train_direct
 from prefloop.training.loop import Log, Metrics
 from prefloop.training.online_dpo import judge_by_reward, train_online_dpo
 from prefloop.training.policy_gradient import train_policy_gradient
-from prefloop.training.reward import train_reward
+from prefloop.training.reward import make_reward
 from prefloop.training.sft import train_sft
 
 PromptLike = str | Prompt | Sequence[Mapping[str, str]]
@@ -53,7 +53,9 @@ PromptLike = str | Prompt | Sequence[Mapping[str, str]]
 Demonstrations = Iterable[tuple[PromptLike, str] | Mapping[str, Any]]
 """(prompt, response) pairs, or mappings with those keys."""
 Comparisons = Iterable[Comparison | tuple[PromptLike, str, str] | Mapping[str, Any]]
-"""(prompt, chosen, rejected) triples, mappings with those keys, or the store's comparisons."""
+"""(prompt, chosen, rejected) triples; mappings with those keys and, if need be, ``weight`` and either ``strength``
+(1 to 4) or ``margin``; rankings, mappings with ``prompt``, ``responses`` and ``ranks`` (1 is best, equal ranks tie);
+or the store's comparisons."""
 OneReward = RewardFunction | Batched | RewardModel
 RewardLike = OneReward | Mapping[str, OneReward | tuple[float, OneReward]]
 """A reward, or several by name, each alone or with its weight."""
@@ -105,18 +107,23 @@ def sft(
 
 def reward_model(
     policy: Policy,
-    comparisons: Comparisons,
+    comparisons: Comparisons | Mapping[str, Comparisons],
     *,
-    heldout: Comparisons = (),
+    heldout: Comparisons | Mapping[str, Comparisons] = (),
     seed: int = 0,
     log: Log | None = None,
     **options: Any,
 ) -> RewardResult:
-    """Train a reward model on comparisons, starting from ``policy``'s trunk; ``options``: :class:`RewardConfig`."""
-    config = _config(RewardConfig, "reward_model", options)
-    model, lines = RewardModel.from_policy(policy.model, policy.tokenizer, seed), _Lines(log)
-    train, test = (_groups(model.chat, part, policy.context) for part in (comparisons, heldout))
-    train_reward(model, train, test, config, seed, lines)
+    """Train a reward model on comparisons, starting from ``policy``'s trunk; ``options``: :class:`RewardConfig`.
+
+    With the option ``criteria``, ``comparisons`` and ``heldout`` are mappings of each criterion to its own.
+    """
+    config, lines = _config(RewardConfig, "reward_model", options), _Lines(log)
+    train, test = (
+        _groups_by_criterion(policy, part, config.criteria, what)
+        for part, what in ((comparisons, "comparisons"), (heldout, "heldout"))
+    )
+    model = make_reward(policy, train, test, config, seed, lines, config.criteria)
     return RewardResult(model, lines.found)
 
 
@@ -307,6 +314,25 @@ def _groups(chat: Chat, comparisons: Comparisons, context: int) -> list[Preferen
     return groups
 
 
+def _groups_by_criterion(
+    policy: Policy, data: Comparisons | Mapping[str, Comparisons], criteria: Mapping[str, float], what: str
+) -> list[PreferenceGroup]:
+    if not criteria and not isinstance(data, Mapping):
+        return _groups(policy.chat, data, policy.context)
+    if not isinstance(data, Mapping):
+        data = {} if isinstance(data, Sequence) and not data else {"one list for all of them": data}
+    unknown = data.keys() - criteria.keys()
+    if unknown or (what == "comparisons" and criteria.keys() - data.keys()):
+        raise ValueError(
+            f"{what} by criterion are a mapping with the keys of the option criteria, {list(criteria)}; "
+            f"got {list(data)}"
+        )
+    found = [[_comparison(number, item) for number, item in enumerate(data.get(name, ()))] for name in criteria]
+    groups, _, _ = encode_criteria(policy.chat, found, policy.context, sys.maxsize)
+    _check_lengths([one for group in groups for one in group.sequences], policy.context, "compared answer")
+    return groups
+
+
 def _check_lengths(sequences: Sequence[Rendered], context: int, what: str) -> None:
     too_long = [len(sequence) for sequence in sequences if len(sequence) > context]
     if too_long:
@@ -319,10 +345,61 @@ def _check_lengths(sequences: Sequence[Rendered], context: int, what: str) -> No
 def _comparison(number: int, item: Comparison | tuple[PromptLike, str, str] | Mapping[str, Any]) -> Comparison:
     if isinstance(item, Comparison):
         return item
+    if isinstance(item, Mapping) and "responses" in item:
+        return _ranked(number, item)
     prompt, chosen, rejected = _named(item, "comparison", ("prompt", "chosen", "rejected"))
     if chosen == rejected:
         raise ValueError(f"comparison {number}: chosen and rejected are the same text {chosen!r}, which says nothing")
-    return Comparison(_prompt(prompt), (chosen, rejected), ("chosen", "rejected"), ((0, 1, 1.0),))
+    return _of_ranking(number, item, prompt, (chosen, rejected), ((0,), (1,)))
+
+
+def _ranked(number: int, item: Mapping[str, Any]) -> Comparison:
+    prompt, responses, ranks = _named(item, "ranking", ("prompt", "responses", "ranks"))
+    where = f"comparison {number}"
+    for name, values, kind in (("responses", responses, str), ("ranks", ranks, int)):
+        if not isinstance(values, list | tuple) or not all(type(value) is kind for value in values):
+            words = "texts" if kind is str else "whole numbers, 1 for the best"
+            raise ValueError(f"{where}: {name} are a list of {words}; got {values!r:.200}")
+    if len(responses) < 2 or len(set(responses)) < len(responses):
+        raise ValueError(f"{where}: a ranking is of two or more different responses; got {responses!r:.200}")
+    if len(ranks) != len(responses):
+        raise ValueError(f"{where}: {len(responses)} responses and {len(ranks)} ranks; each response has one")
+    places = dense_ranks([-rank for rank in ranks])
+    tiers = [tuple(i for i, place in enumerate(places) if place == tier) for tier in range(1, max(places) + 1)]
+    return _of_ranking(number, item, prompt, tuple(responses), tuple(tiers))
+
+
+def _of_ranking(
+    number: int, item: Any, prompt: PromptLike, texts: tuple[str, ...], tiers: tuple[tuple[int, ...], ...]
+) -> Comparison:
+    """A comparison of one ranking, with the weight, strength or margin that a mapping gives."""
+    given = item if isinstance(item, Mapping) else {}
+    weight, margin = (_amount(number, given, name, usual) for name, usual in (("weight", 1.0), ("margin", 0.0)))
+    strength = given.get("strength")
+    if strength is not None and (type(strength) is not int or not 1 <= strength <= 4):
+        raise ValueError(f"comparison {number}: strength is 1 (negligibly better) to 4; got {strength!r:.60}")
+    if strength is not None and given.get("margin") is not None:
+        raise ValueError(f"comparison {number}: strength and margin both say how clear it is; give one of them")
+    if weight == 0:
+        raise ValueError(f"comparison {number}: a weight of 0 says nothing; leave the comparison out")
+    rank = {place: number for number, tier in enumerate(tiers) for place in tier}
+    wins = tuple(
+        (i, j, weight if rank[i] < rank[j] else weight / 2)
+        for i in range(len(texts))
+        for j in range(len(texts))
+        if i != j and rank[i] <= rank[j]
+    )
+    ids = tuple(map(str, range(len(texts))))
+    return Comparison(_prompt(prompt), texts, ids, wins, (Ranking(tiers, weight, strength or 0, margin),))
+
+
+def _amount(number: int, given: Mapping[str, Any], name: str, usual: float) -> float:
+    value = given.get(name)
+    if value is None:
+        return usual
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"comparison {number}: {name} is a finite number, 0 or more; got {value!r:.60}")
+    return float(value)
 
 
 def _named(item: Any, what: str, names: tuple[str, ...]) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ Every field's docstring is its documentation; ``docs/config.md`` is made from th
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -151,8 +152,8 @@ class LabelConfig(Section):
     """With ``human``: judgements needed before the run goes on."""
 
 
-class RewardConfig(Optimisation):
-    """A reward model from comparisons (Bradley–Terry)."""
+class ScoreConfig(Optimisation):
+    """What a reward model and a judge have in common."""
 
     epochs: PositiveFloat = 1.0
     """Passes over the data; may be a fraction."""
@@ -162,9 +163,51 @@ class RewardConfig(Optimisation):
     """Weight of the penalty on (r_i + r_j)² that keeps scores near zero."""
     learning_rate: PositiveFloat = 5e-4
     """The highest of the run (AdamW)."""
+    loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
+    """A ranking counts as its pairs, or as a series of choices of the best of those that are left."""
+    margin: NonNegative = 0.0
+    """By how much the better answer should lead for each point of stated strength above 1; 0 pays no attention to
+    strengths. With ``bradley-terry``."""
+    random_answers: Fraction = 0.0
+    """ε: the share of judgements taken to be given at random, which no score can explain."""
+
+    @model_validator(mode="after")
+    def _margins_are_of_pairs(self) -> Self:
+        if self.margin and self.loss == "plackett-luce":
+            raise ValueError(
+                f'margin ({self.margin}) is between the two of a pair; loss = "plackett-luce" has no pairs. '
+                'Set margin to 0, or loss to "bradley-terry"'
+            )
+        return self
 
 
-class JudgeConfig(RewardConfig):
+class RewardConfig(ScoreConfig):
+    """A reward model from comparisons (Bradley–Terry or Plackett–Luce)."""
+
+    ensemble: Positive = 1
+    """Models trained from different seeds; the score is their mean."""
+    pessimism: NonNegative = 0.0
+    """Taken from an ensemble's score: this many standard deviations of its members' scores."""
+    criteria: dict[str, float] = {}
+    """Criteria and their weights in the score, one head each: ``{helpful = 1.0, harmless = 0.5}``. Empty: one head,
+    for ``data.criterion``. The judge has the same."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.pessimism and self.ensemble == 1:
+            raise ValueError(
+                f"pessimism ({self.pessimism}) weighs the disagreement of several models, and ensemble is 1; "
+                "set ensemble to 2 or more, or pessimism to 0"
+            )
+        for name in self.criteria:
+            if not re.fullmatch(r"\w[\w-]*", name):
+                raise ValueError(f"criteria: {name!r} should be a word of letters, digits, _ and -")
+        if self.criteria and not any(self.criteria.values()):
+            raise ValueError("criteria: all weights are 0, so every answer would have the same score")
+        return self
+
+
+class JudgeConfig(ScoreConfig):
     """A second reward model from comparisons that nothing else sees; it judges the evaluation of a run
     whose true preference is not known."""
 

@@ -196,9 +196,12 @@ def _key(stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: di
     elif stage == "sample":
         parts |= {"prompts": data.prompts_hash, "limits": limits, "judge_fraction": recipe.judge.fraction}
     elif stage == "label" and recipe.label.by != "simulated":
-        parts["judgements"] = snapshot(store, recipe.data.criterion).hash
+        names = dict.fromkeys((recipe.data.criterion, *recipe.criteria))
+        parts["judgements"] = [snapshot(store, name).hash for name in names]
     elif stage in ("reward", "judge", *DIRECT):
         parts |= {"limits": limits, "judge_fraction": recipe.judge.fraction}
+        if stage == "judge":
+            parts["criteria"] = recipe.reward.criteria
     elif stage in (*ON_POLICY, "evaluation"):
         parts |= {"prompts": data.prompts_hash, "limits": limits, "rewards": _rewards(recipe)}
         if stage == "online_dpo" and recipe.online_dpo.judge == "annotators":

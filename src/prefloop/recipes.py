@@ -6,6 +6,7 @@ what is allowed and the nearest right name.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -101,6 +102,11 @@ class Recipe(Section):
                 'label.by = "simulated" judges by data.criterion = "overall" only; '
                 f"data.criterion is {self.data.criterion!r}"
             )
+        if self.label.by == "simulated" and self.reward.criteria:
+            raise ValueError(
+                'label.by = "simulated" judges by one criterion only, "overall"; '
+                f"reward.criteria are {', '.join(self.reward.criteria)}"
+            )
         if self.data.world and self.sft.demonstrations == "preferred":
             raise ValueError(
                 'sft.demonstrations = "preferred" is for judgements in the store; data.world writes demonstrations '
@@ -145,6 +151,11 @@ class Recipe(Section):
                 f"and {section}.max_response_tokens ({limits[section]}) together need {needed}. Lower one of them, "
                 "or give the model a longer context"
             )
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """What the reward model and the judge learn from."""
+        return tuple(self.reward.criteria) or (self.data.criterion,)
 
     @property
     def ignored(self) -> dict[str, list[str]]:
@@ -235,7 +246,7 @@ def make_recipe(table: Mapping[str, Any], settings: Iterable[str] = (), where: s
 
     A value is read as TOML; what is not TOML is taken as a string, so ``--set model.path=/data/gpt2`` works.
     """
-    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    merged = copy.deepcopy(dict(table))
     for setting in settings:
         key, value = _parse_setting(setting)
         *sections, last = key.split(".")

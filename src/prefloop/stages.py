@@ -15,33 +15,31 @@ from prefloop.config import (
     POLICY_GRADIENTS,
     DirectConfig,
     DirectName,
-    JudgeConfig,
     PolicyGradientConfig,
     PolicyGradientName,
-    RewardConfig,
+    ScoreConfig,
 )
 from prefloop.context import Context, note_cut, sample_responses
 from prefloop.dataset import Pair, judged_pairs
 from prefloop.evaluation.reward_quality import evaluate_reward
-from prefloop.feedback.aggregate import Comparison, read_snapshot, snapshot
+from prefloop.feedback.aggregate import Comparison, Snapshot, read_snapshot, snapshot
 from prefloop.feedback.formats import write_sheet
 from prefloop.feedback.records import Completion, Message, Prompt, content_id
 from prefloop.judging import answers_of, choose_judge, judged
 from prefloop.labelers.simulated import PANEL, assign, judge
-from prefloop.models.heads import RewardModel
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy, load_policy
 from prefloop.rewarding import rewards_as_judge, rewards_of
 from prefloop.rollout.batch import Rollout
 from prefloop.runs import StageWriter, folder_hash, read_json, read_lines, write_json, write_lines
-from prefloop.training.comparisons import PreferenceGroup, encode
+from prefloop.training.comparisons import PreferenceGroup, encode_criteria
 from prefloop.training.direct import train_direct
 from prefloop.training.loop import Metrics
 from prefloop.training.on_policy import Observer
 from prefloop.training.online_dpo import PairJudge, Votes, judge_by_reward, train_online_dpo
 from prefloop.training.policy_gradient import train_policy_gradient
 from prefloop.training.pretrain import make_policy, train_pretrain
-from prefloop.training.reward import train_reward
+from prefloop.training.reward import make_reward
 from prefloop.training.sft import train_sft
 
 
@@ -95,6 +93,7 @@ def sample_answers(context: Context, writer: StageWriter) -> None:
 def label(context: Context, writer: StageWriter) -> None:
     """Let the sampled answers be judged, and freeze the judgements that the run learns from."""
     recipe = context.recipe
+    ids: list[str] | None = None
     if recipe.label.by == "none":
         frozen = snapshot(context.store, recipe.data.criterion)
     else:
@@ -106,22 +105,24 @@ def label(context: Context, writer: StageWriter) -> None:
             frozen = replace(frozen, judgements=tuple(j for j in frozen.judgements if j.id in made))
         if recipe.label.by == "human" and len(frozen.judgements) < recipe.label.minimum:
             raise _waiting(context, items, len(frozen.judgements))
-    if not frozen.judgements:
-        raise ValueError(
-            f"the store has no judgements by the criterion {recipe.data.criterion!r}. Import comparisons, or let "
-            'answers be judged (label.by = "human")'
-        )
-    frozen.write(writer.folder / "snapshot.jsonl")
-    writer.extra |= {"snapshot": frozen.hash, "judgements": len(frozen.judgements)}
+    others = [snapshot(context.store, name, ids) for name in recipe.criteria if name != recipe.data.criterion]
+    for one in (frozen, *others):
+        _check_judged(one)
+        one.write(writer.folder / _snapshot_name(context, one.criterion))
+    hashes = [one.hash for one in (frozen, *others)]
+    writer.extra |= {
+        "snapshot": content_id("snapshots", hashes) if others else frozen.hash,
+        "judgements": sum(len(one.judgements) for one in (frozen, *others)),
+    }
 
 
 def reward(context: Context, writer: StageWriter) -> None:
-    train, heldout, _ = judged_pairs(context.recipe, _comparisons(context))
+    train, heldout, _ = _judged_by_criterion(context)
     _train_reward(context, writer, train, heldout, context.recipe.reward, "reward")
 
 
 def judge_model(context: Context, writer: StageWriter) -> None:
-    _, heldout, aside = judged_pairs(context.recipe, _comparisons(context))
+    _, heldout, aside = _judged_by_criterion(context)
     _train_reward(context, writer, aside, heldout, context.recipe.judge, "judge")
 
 
@@ -173,8 +174,8 @@ def direct(name: DirectName, context: Context, writer: StageWriter) -> None:
     recipe = context.recipe
     config: DirectConfig = getattr(recipe, name)
     policy = load_policy(context.run / "sft" / "model")
-    train, heldout, _ = judged_pairs(recipe, _comparisons(context))
-    groups, heldout_groups = (_encode(context, policy, part) for part in (train, heldout))
+    train, heldout, _ = judged_pairs(recipe, _comparisons(context, recipe.data.criterion))
+    groups, heldout_groups = (_encode(context, policy, [part]) for part in (train, heldout))
     with context.log(writer) as log:
         writer.extra |= train_direct(policy, groups, heldout_groups, config, context.seed(name), log)
     policy.save(writer.folder / "model")
@@ -223,10 +224,11 @@ def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Ren
     return result
 
 
-def _encode(context: Context, model: Policy | RewardModel, found: Sequence[Comparison]) -> list[PreferenceGroup]:
+def _encode(context: Context, policy: Policy, parts: Sequence[Sequence[Comparison]]) -> list[PreferenceGroup]:
+    """``parts``: the comparisons by each criterion."""
     limits = context.recipe.data
-    groups, cut, left_out = encode(model.chat, found, limits.max_prompt_tokens, limits.max_response_tokens)
-    note_cut(context, cut, len(found))
+    groups, cut, left_out = encode_criteria(policy.chat, parts, limits.max_prompt_tokens, limits.max_response_tokens)
+    note_cut(context, cut, len({comparison.prompt.id for part in parts for comparison in part}))
     if left_out:
         context.note(
             f"{left_out} judged answers are longer than {limits.max_response_tokens} tokens and were left out."
@@ -237,21 +239,21 @@ def _encode(context: Context, model: Policy | RewardModel, found: Sequence[Compa
 def _train_reward(
     context: Context,
     writer: StageWriter,
-    train: Sequence[Comparison],
-    heldout: Sequence[Comparison],
-    config: RewardConfig | JudgeConfig,
+    train: Sequence[Sequence[Comparison]],
+    heldout: Sequence[Sequence[Comparison]],
+    config: ScoreConfig,
     stage: str,
 ) -> None:
-    seed = context.seed(stage)
+    """``train``, ``heldout``: the comparisons by each criterion."""
     policy = load_policy(context.run / "sft" / "model")
-    model = RewardModel.from_policy(policy.model, policy.tokenizer, seed)
-    groups, heldout_groups = (_encode(context, model, part) for part in (train, heldout))
+    groups, heldout_groups = (_encode(context, policy, parts) for parts in (train, heldout))
+    criteria = context.recipe.reward.criteria
     with context.log(writer) as log:
-        train_reward(model, groups, heldout_groups, config, seed, log)
+        model = make_reward(policy, groups, heldout_groups, config, context.seed(stage), log, criteria)
     if any(wins != losses for group in heldout_groups for _, _, wins, losses in group.pairs):
         write_json(
             writer.folder / "evaluation.json",
-            evaluate_reward(model, heldout_groups, config.micro_batch_tokens),
+            evaluate_reward(model, heldout_groups, config.micro_batch_tokens, config.random_answers),
         )
     else:
         context.note("No held-out comparison has a majority: the reward model's accuracy is not known.")
@@ -259,8 +261,27 @@ def _train_reward(
     model.save(writer.folder / "model")
 
 
-def _comparisons(context: Context) -> list[Comparison]:
-    return read_snapshot(context.run / "label" / "snapshot.jsonl").comparisons()
+def _judged_by_criterion(context: Context) -> list[list[list[Comparison]]]:
+    """Comparisons for training, for testing and for the held-out judge: of each, a list for every criterion."""
+    recipe = context.recipe
+    parts = [judged_pairs(recipe, _comparisons(context, name)) for name in recipe.criteria]
+    return [list(part) for part in zip(*parts, strict=True)]
+
+
+def _comparisons(context: Context, criterion: str) -> list[Comparison]:
+    return read_snapshot(context.run / "label" / _snapshot_name(context, criterion)).comparisons()
+
+
+def _snapshot_name(context: Context, criterion: str) -> str:
+    return "snapshot.jsonl" if criterion == context.recipe.data.criterion else f"snapshot-{criterion}.jsonl"
+
+
+def _check_judged(frozen: Snapshot) -> None:
+    if not frozen.judgements:
+        raise ValueError(
+            f"the store has no judgements by the criterion {frozen.criterion!r} (data.criterion, reward.criteria). "
+            'Import comparisons, or let answers be judged (label.by = "human")'
+        )
 
 
 def _manifest(context: Context, stage: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests.toys import byte_tokenizer, llama, random_sequences
 
 from prefloop.evaluation.intervals import clustered_wilson, effective_number, wilson
 from prefloop.evaluation.reward_quality import evaluate_reward, figures
-from prefloop.models.heads import RewardModel
+from prefloop.models.heads import RewardEnsemble, RewardModel
 from prefloop.training.comparisons import PreferenceGroup
 
 Pair = tuple[float, float, float]
@@ -194,6 +194,88 @@ def test_a_model_is_measured_by_its_scores_pair_by_pair() -> None:
     flat = [score for own in scores for score in own]
     assert result["length_correlation"] == pytest.approx(spearmanr(flat, lengths).statistic)
     assert result == evaluate_reward(reward, data, max_tokens=40)
+
+
+def test_a_floor_is_part_of_what_the_model_claims() -> None:
+    """One vote after another, with P = (1−ε)·σ(Δ) + ε/2."""
+    data, epsilon = pairs(3, 300, 3), 0.2
+    found = figures(*(np.array(column) for column in zip(*data, strict=True)), np.arange(300), epsilon)
+    loss = brier = 0.0
+    for difference, first, second in data:
+        p = (1 - epsilon) * sigma(difference) + epsilon / 2
+        loss -= first * math.log(p) + second * math.log(1 - p)
+        brier += 3 * (p - first / 3) ** 2
+    assert found["loss"] == pytest.approx(loss / 900)
+    assert found["brier"] == pytest.approx(brier / 900)
+    assert found["accuracy"] == of(data)["accuracy"]
+    assert max(row["predicted"] for row in found["reliability"]) <= 0.9
+
+
+@pytest.mark.parametrize("size", [50.0, 1000.0])
+def test_enormous_differences_give_finite_figures_with_a_floor(size: float) -> None:
+    found = figures(np.array([size, -size]), np.array([1.0, 1.0]), np.zeros(2), np.arange(2), 0.1)
+    assert found["loss"] == pytest.approx(-(math.log(0.95) + math.log(0.05)) / 2)
+
+
+def test_each_criterion_is_measured_by_its_own_head() -> None:
+    tokenizer = byte_tokenizer()
+    reward = RewardModel.from_policy(llama(len(tokenizer)), tokenizer, 0, {"a": 1.0, "b": 3.0})
+    sequences = random_sequences(1, [(4, 2 + i % 7) for i in range(24)])
+    data = [
+        PreferenceGroup(tuple(sequences[i : i + 2]), ((0, 2, 1.0, 0.0), (1, 3, 0.0, 2.0)), criteria=2)
+        for i in range(0, 24, 2)
+    ]
+    heads = reward.criterion_scores(sequences)
+    result = evaluate_reward(reward, data, max_tokens=40)
+    for name, head, votes in (("a", 0, (1.0, 0.0)), ("b", 1, (0.0, 2.0))):
+        expected = brute_force([(float(heads[i, head] - heads[i + 1, head]), *votes) for i in range(0, 24, 2)])
+        part = result["criteria"][name]
+        assert part["accuracy"]["value"] == expected["accuracy"]["value"]
+        assert part["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert part["pairs"] == 12
+    assert list(result["criteria"]) == ["a", "b"]
+    share = [result["criteria"][name]["accuracy"]["value"] for name in "ab"]
+    assert result["accuracy"]["value"] == pytest.approx(sum(share) / 2)
+    assert result["pairs"] == 24
+    lengths = [s.response_tokens for s in sequences]
+    assert result["length_correlation"] == pytest.approx(
+        spearmanr((heads[:, 0] + 3 * heads[:, 1]).tolist(), lengths).statistic
+    )
+    undecided = [PreferenceGroup(g.sequences, ((0, 2, 1.0, 0.0), (1, 3, 1.0, 1.0)), criteria=2) for g in data]
+    assert list(evaluate_reward(reward, undecided)["criteria"]) == ["a"]
+
+
+def test_an_ensemble_says_where_its_members_disagree() -> None:
+    tokenizer = byte_tokenizer()
+    parts = [RewardModel.from_policy(llama(len(tokenizer)), tokenizer, seed) for seed in range(3)]
+    parts[1].shift_scores(5.0)  # a level of its own is no disagreement about a pair
+    data = groups()
+    by_member = []
+    for part in parts:
+        own = [part.score(list(group.sequences)) for group in data]
+        by_member.append([float(s[i] - s[j]) for s, g in zip(own, data, strict=True) for i, j, _, _ in g.pairs])
+    spread = [float(np.std(column)) for column in zip(*by_member, strict=True)]
+    mean = [float(np.mean(column)) for column in zip(*by_member, strict=True)]
+    result = evaluate_reward(RewardEnsemble(parts, pessimism=9.0), data, max_tokens=40)
+    assert result["disagreement"] == pytest.approx(np.mean(spread), rel=1e-4)
+    votes = [(a, b) for g in data for _, _, a, b in g.pairs]
+    assert result["loss"] == pytest.approx(
+        brute_force([(d, *v) for d, v in zip(mean, votes, strict=True)])["loss"], rel=1e-4
+    ), "of the mean, whatever the pessimism"
+    for part, interval in zip(parts, result["members"], strict=True):
+        assert interval == evaluate_reward(part, data)["accuracy"]
+    decided = [(s, float((d > 0) == (a > b))) for s, d, (a, b) in zip(spread, mean, votes, strict=True) if a != b]
+    decided.sort(key=lambda row: row[0])
+    rows = result["by_disagreement"]
+    assert [row["n"] for row in rows] == [5, 4, 4]
+    start = 0
+    for row in rows:
+        inside = decided[start : start + row["n"]]
+        start += row["n"]
+        assert row["accuracy"] == pytest.approx(np.mean([right for _, right in inside]))
+        assert (row["low"], row["high"]) == pytest.approx((inside[0][0], inside[-1][0]), rel=1e-4)
+    assert "disagreement" not in evaluate_reward(parts[0], data)
+    json.dumps(result, allow_nan=False)
 
 
 def test_equal_lengths_have_no_correlation_with_anything() -> None:

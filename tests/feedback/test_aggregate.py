@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.feedback.aggregate import Comparison, comparisons, read_snapshot, snapshot
+from prefloop.feedback.aggregate import Comparison, Ranking, comparisons, read_snapshot, snapshot
 from prefloop.feedback.records import BEST_ONLY, Completion, Judgement, Prompt, dense_ranks
 from prefloop.feedback.store import Store
 
@@ -66,6 +66,43 @@ def test_votes_add_up_with_weights() -> None:
     assert compare(said[2], weights={"Cy": 0}) == []
 
 
+def test_a_judgement_weighs_what_it_and_its_annotator_weigh() -> None:
+    said = [judge("1", (A, B), (1, 2)), judge("2", (A, B), (1, 2)), judge("3", (A, B), (2, 1), annotator="Bo")]
+    made = comparisons([PROMPT], [A, B], said, {"ann": 0.5}, {"1": 3.0, "3": 0.25})
+    assert made[0].wins == ((0, 1, 2.0), (1, 0, 0.25))
+    assert made[0].rankings == (Ranking(((0,), (1,)), 2.0), Ranking(((1,), (0,)), 0.25))
+    assert comparisons([PROMPT], [A, B], said[:1], None, {"1": 0.0}) == []
+    with pytest.raises(ValueError, match="the weight of '2' is -1"):
+        comparisons([PROMPT], [A, B], said, None, {"2": -1.0})
+
+
+# Rankings
+
+
+def test_what_was_said_is_kept_beside_the_votes() -> None:
+    (made,) = compare(
+        judge("1", (C, A, B), (1, 2, 2), strength=3),
+        judge("2", (B, C), (1, 2)),
+        judge("3", (A, C, B), (2, 1, 2), strength=3, annotator="Bo"),
+        judge("4", (A, B, C), (2, 2, 1), flags=(BEST_ONLY,)),
+        judge("5", (A, B), (1, 1), flags=(BEST_ONLY,)),
+        weights={"Bo": 0.5},
+    )
+    assert made.rankings == (
+        Ranking(((0, 1),), 1.0),  # of two, nothing is left unsaid
+        Ranking(((1,), (2,)), 1.0),
+        Ranking(((2,), (0, 1)), 1.0, best_only=True),
+        Ranking(((2,), (0, 1)), 1.5, strength=3),
+    )
+
+
+def test_of_equal_texts_the_best_place_counts_in_a_ranking() -> None:
+    again, other = answer("a", origin="again"), answer("a", origin="other")
+    (made,) = comparisons([PROMPT], [A, B, C, again], [judge("1", (C, B, A, again), (1, 3, 2, 4))])
+    assert [ranking.tiers for ranking in made.rankings] == [((2,), (0,), (1,))]
+    assert comparisons([PROMPT], [A, again, other], [judge("1", (A, again, other), (1, 2, 3))]) == []
+
+
 @st.composite
 def judged(draw: st.DrawFn) -> tuple[list[Completion], list[Judgement]]:
     texts = draw(st.lists(st.sampled_from("abcd"), min_size=2, max_size=6))
@@ -101,6 +138,14 @@ def test_against_a_loop_over_everything(case: tuple[list[Completion], list[Judge
     assert {(only.texts[i], only.texts[j]): votes for i, j, votes in only.wins} == pytest.approx(expected)
     assert len(set(only.texts)) == len(only.texts) >= 2
     assert [text[key] for key in only.completion_ids] == list(only.texts)
+    for ranking in only.rankings:
+        places = [place for tier in ranking.tiers for place in tier]
+        assert len(set(places)) == len(places) >= 2
+    shown = [{text[key] for key in judgement.shown} for judgement in said]
+    weights = [weight[judgement.annotator] for judgement in said]
+    assert sum(ranking.weight for ranking in only.rankings) == pytest.approx(
+        sum(w for texts, w in zip(shown, weights, strict=True) if len(texts) > 1)
+    )
     random.shuffle(said)
     random.shuffle(pool)
     assert comparisons([PROMPT], pool, said, {"x": 0.3}) == made, "the order of the records does not matter"

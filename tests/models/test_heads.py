@@ -13,7 +13,7 @@ from tests.toys import MODELS, byte_tokenizer, gpt2, llama, prompts, random_sequ
 from transformers import AutoModelForSequenceClassification, CohereConfig, CohereForCausalLM
 
 from prefloop.models.forward import pad
-from prefloop.models.heads import RewardModel, ValueHead
+from prefloop.models.heads import RewardEnsemble, RewardModel, ValueHead
 from prefloop.models.loading import load_reward_model
 
 LENGTHS = [(5, 3), (1, 9), (12, 1), (2, 2), (7, 8)]
@@ -120,6 +120,102 @@ def test_line_24_a_saved_reward_model_is_a_classifier_and_its_shift(reward: Rewa
     expected = reward.score(sequences)
     torch.testing.assert_close(logits + shift, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(load_reward_model(tmp_path).score(sequences), expected, atol=1e-6, rtol=0)
+
+
+# Criteria and ensembles
+
+CRITERIA = {"helpful": 1.0, "harmless": -0.5, "short": 0.25}
+
+
+def members(count: int, criteria: dict[str, float] | None = None) -> list[RewardModel]:
+    """With heads of their own and different levels."""
+    tokenizer = byte_tokenizer()
+    made = [RewardModel.from_policy(llama(len(tokenizer)), tokenizer, seed, criteria) for seed in range(count)]
+    for number, member in enumerate(made):
+        member.shift_scores(*[0.5 * number] * len(criteria or [""]))
+    return made
+
+
+def test_a_score_is_the_weighted_sum_of_the_criteria(tmp_path: Path) -> None:
+    [made] = members(1, CRITERIA)
+    made.shift_scores(1.0, 2.0, 3.0)
+    sequences = random_sequences(0, LENGTHS, VOCABULARY)
+    for model in (made, _again(made, tmp_path)):
+        heads = model.criterion_scores(sequences, 40)
+        for row, score, sequence in zip(heads.tolist(), model.score(sequences).tolist(), sequences, strict=True):
+            with torch.no_grad():
+                state = model.model.base_model(input_ids=torch.tensor([sequence.ids])).last_hidden_state[0, -1]
+                logits = (model.model.score.weight @ state).tolist()
+            assert row == pytest.approx(
+                [logit + shift for logit, shift in zip(logits, (1, 2, 3), strict=True)], abs=1e-5
+            )
+            assert score == pytest.approx(row[0] - 0.5 * row[1] + 0.25 * row[2], abs=1e-5)
+        assert model.criteria == ("helpful", "harmless", "short")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "helpful", "1": "harmless", "2": "short"}
+    assert (config["reward_weights"], config["reward_shift"]) == (CRITERIA, [1.0, 2.0, 3.0])
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert plain.config.num_labels == 3
+
+
+def _again(made: RewardModel, folder: Path) -> RewardModel:
+    made.save(folder)
+    return load_reward_model(folder)
+
+
+def test_a_reward_model_without_criteria_is_one_score(reward: RewardModel) -> None:
+    sequences = random_sequences(0, LENGTHS, VOCABULARY)
+    assert reward.criteria == ("",)
+    assert reward.members == (reward,)
+    assert torch.equal(reward.criterion_scores(sequences)[:, 0], reward.score(sequences))
+
+
+@pytest.mark.parametrize("criteria", [None, CRITERIA])
+@pytest.mark.parametrize("pessimism", [0.0, 1.5])
+def test_an_ensembles_score_is_the_mean_less_the_disagreement(
+    criteria: dict[str, float] | None, pessimism: float, tmp_path: Path
+) -> None:
+    parts = members(3, criteria)
+    sequences = random_sequences(0, LENGTHS, VOCABULARY)
+    scores = torch.stack([member.score(sequences) for member in parts])
+    mean = scores.mean(0)
+    spread = ((scores - mean) ** 2).mean(0).sqrt()
+    assert float(spread.min()) > 0.01
+    made = RewardEnsemble(parts, pessimism)
+    for model in (made, _again(made, tmp_path)):
+        assert isinstance(model, RewardEnsemble)
+        torch.testing.assert_close(model.score(sequences, 40), mean - pessimism * spread, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.disagreement(sequences), spread, atol=1e-5, rtol=0)
+        heads = torch.stack([member.criterion_scores(sequences) for member in parts]).mean(0)
+        torch.testing.assert_close(model.criterion_scores(sequences), heads, atol=1e-5, rtol=0)
+        [prompt] = prompts(1)
+        alone = [member(prompt, "yes") for member in parts]
+        average = sum(alone) / 3
+        deviation = math.sqrt(sum((one - average) ** 2 for one in alone) / 3)
+        assert model(prompt, "yes") == pytest.approx(average - pessimism * deviation, abs=1e-5)
+        assert model.context == parts[0].context
+    before = made.score(sequences)
+    made.shift_scores(*[1.0] * len(made.criteria))
+    torch.testing.assert_close(made.score(sequences), before + sum((criteria or {"": 1.0}).values()))
+
+
+def test_every_member_is_a_plain_folder_and_the_first_is_the_ensembles_own(tmp_path: Path) -> None:
+    parts = members(3)
+    RewardEnsemble(parts, 0.5).save(tmp_path / "model")
+    sequences = random_sequences(0, LENGTHS, VOCABULARY)
+    for number, member in enumerate(parts, start=1):
+        folder = tmp_path / "model" / ("" if number == 1 else f"member-{number}")
+        assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == 1
+        if number > 1:
+            assert torch.equal(load_reward_model(folder).score(sequences), member.score(sequences))
+    assert sorted(path.name for path in (tmp_path / "model").glob("member*")) == ["member-2", "member-3"]
+
+
+def test_an_ensemble_is_of_the_same_kind() -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        RewardEnsemble(members(1))
+    with pytest.raises(ValueError, match="same criteria"):
+        RewardEnsemble([*members(1), *members(1, CRITERIA)])
 
 
 def test_a_saved_reward_model_has_no_pickle(reward: RewardModel, tmp_path: Path) -> None:

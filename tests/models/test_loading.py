@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefloop.feedback.records import Prompt
 from prefloop.models.forward import head_logits
-from prefloop.models.heads import RewardModel
+from prefloop.models.heads import RewardEnsemble, RewardModel
 from prefloop.models.loading import PAD_TOKEN, load_reward_model, load_tokenizer
 from prefloop.policy import Policy, load_policy
 from prefloop.rollout.sampler import sample
@@ -186,6 +186,41 @@ def test_a_classifier_with_two_labels_is_no_reward_model(tmp_path: Path) -> None
     made.save(tmp_path)
     assert config != (tmp_path / "config.json").read_text()
     with pytest.raises(ValueError, match="one label; this classifier has 2"):
+        load_reward_model(tmp_path)
+
+
+def test_several_labels_are_a_reward_model_when_all_of_them_have_a_weight(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    made = RewardModel.from_policy(llama(len(tokenizer)), tokenizer, 0, {"a": 1.0, "b": 2.0})
+    made.save(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert load_reward_model(tmp_path).criteria == ("a", "b")
+    (tmp_path / "config.json").write_text(text.replace('"reward_shift"', '"reward_drift"'))
+    assert load_reward_model(tmp_path).model.config.reward_shift == [0.0, 0.0]
+    (tmp_path / "config.json").write_text(text.replace('"b": 2.0', '"c": 2.0'))
+    with pytest.raises(
+        ValueError, match=r"reward_weights in config.json names \['a', 'c'\].*labels are \['a', 'b'\]"
+    ):
+        load_reward_model(tmp_path)
+    (tmp_path / "config.json").write_text(text.replace('"reward_weights"', '"reward_heights"'))
+    with pytest.raises(ValueError, match=r"has 2, and its config.json does not say by reward_weights"):
+        load_reward_model(tmp_path)
+
+
+def test_an_ensemble_that_lacks_a_member_is_refused(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    parts = [RewardModel.from_policy(llama(len(tokenizer)), tokenizer, seed) for seed in range(3)]
+    RewardEnsemble(parts).save(tmp_path)
+    assert len(load_reward_model(tmp_path).members) == 3
+    (tmp_path / "member-2").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match=r"an ensemble of 2 has member-2; found \['member-3'\]"):
+        load_reward_model(tmp_path)
+    RewardModel.from_policy(llama(len(tokenizer)), tokenizer, 0, {"a": 1.0}).save(tmp_path / "member-2")
+    with pytest.raises(ValueError, match=r"member-2 has other criteria than the first member"):
+        load_reward_model(tmp_path)
+    shutil.rmtree(tmp_path / "member-2")
+    (tmp_path / "member-2").mkdir()
+    with pytest.raises(ValueError, match=r"cannot load a model from .*member-2"):
         load_reward_model(tmp_path)
 
 

@@ -282,6 +282,15 @@ def test_a_bug_seen_by_training_is_an_alarm(copy: Path) -> None:
     assert "at most 2.50 (iteration 12): the policy has left the language" in text
 
 
+def test_an_ensembles_disagreement_is_shown(copy: Path) -> None:
+    path = copy / "reward" / "evaluation.json"
+    values = json.loads(path.read_text())
+    values["by_disagreement"] = [{"low": 0.25, "high": 1.5, "accuracy": 0.7, "n": 100, "effective_n": 80.0}]
+    write_json(path, values)
+    said = " ".join(attributes.get("aria-label") or "" for _, attributes in Text(page(copy)).elements)
+    assert "Members differ by 0.25 to 1.5 70.0 %" in said.replace("\u202f", " ")
+
+
 def test_intervals_of_a_reward_model_are_as_wide_as_its_pairs_are_worth(copy: Path) -> None:
     path = copy / "reward" / "evaluation.json"
     values = json.loads(path.read_text())

@@ -19,30 +19,75 @@ Array = np.ndarray[Any, Any]
 
 
 @torch.no_grad()
-def evaluate_reward(reward: RewardModel, groups: Sequence[PreferenceGroup], max_tokens: int = 8192) -> dict[str, Any]:
+def evaluate_reward(
+    reward: RewardModel,
+    groups: Sequence[PreferenceGroup],
+    max_tokens: int = 8192,
+    random_answers: float = 0.0,
+) -> dict[str, Any]:
     """The content of ``reward/evaluation.json`` (see docs/run-folder.md).
 
     Accuracy is over pairs: the share whose majority the model's sign agrees with. Pairs without a majority (ties)
     have none to agree with and are left out of it; loss and calibration count every vote. Intervals allow for the
-    pairs of one prompt, which are not independent.
+    pairs of one prompt, which are not independent. Of several criteria, each pair is read by its own head. An
+    ensemble's figures are those of its members' mean.
 
     Raises:
         ValueError: there is no held-out pair with a majority.
     """
-    sequences, pairs = flatten(groups, reward.model.device)
-    scores = reward.score(sequences, max_tokens)
-    difference = (scores[pairs.first] - scores[pairs.second]).double().cpu().numpy()
+    sequences, pairs = flatten(groups, reward.device)
+    members = torch.stack([member.criterion_scores(sequences, max_tokens) for member in reward.members])
+    scores = members.mean(0)
+    flat = members.flatten(1)
+    # The members' own differences: what they add to all answers of a prompt says nothing.
+    by_member = (flat[:, pairs.first] - flat[:, pairs.second]).double().cpu().numpy()
+    mean = scores.flatten()
+    difference = (mean[pairs.first] - mean[pairs.second]).double().cpu().numpy()
     wins, losses = pairs.wins.double().cpu().numpy(), pairs.losses.double().cpu().numpy()
     prompts = np.repeat(np.arange(len(groups)), [len(group.pairs) for group in groups])
     lengths = [sequence.response_tokens for sequence in sequences]
-    return figures(difference, wins, losses, prompts) | {
-        "length_correlation": _spearman(scores.cpu().numpy(), np.asarray(lengths)),
+    found = figures(difference, wins, losses, prompts, random_answers) | {
+        "length_correlation": _spearman(reward.weigh(scores).cpu().numpy(), np.asarray(lengths)),
         "pairs": len(difference),
+    }
+    if len(reward.criteria) > 1:
+        whose = pairs.first.cpu().numpy() % len(reward.criteria)
+        parts = {name: whose == number for number, name in enumerate(reward.criteria)}
+        found["criteria"] = {
+            name: figures(difference[part], wins[part], losses[part], prompts[part], random_answers)
+            | {"pairs": int(part.sum())}
+            for name, part in parts.items()
+            if (wins[part] != losses[part]).any()
+        }
+    if len(members) > 1:
+        found |= disagreement_figures(by_member, wins, losses, prompts)
+    return found
+
+
+def disagreement_figures(by_member: Array, wins: Array, losses: Array, prompts: Array) -> dict[str, Any]:
+    """What M members make of P pairs: ``by_member`` is their score differences, (M, P)."""
+    decided = wins != losses
+    difference, toward = by_member[:, decided], np.where(wins > losses, 1, -1)[decided]
+    whose, spread = prompts[decided], difference.std(0)
+    return {
+        "members": [clustered_wilson(_correct(one * toward), whose) for one in difference],
+        "disagreement": float(by_member.std(0).mean()),
+        "by_disagreement": _in_thirds(spread, _correct(difference.mean(0) * toward), whose),
     }
 
 
-def figures(difference: Array, wins: Array, losses: Array, prompts: Array) -> dict[str, Any]:
-    """All figures that follow from score differences and votes of P pairs; ``prompts`` says whose pair each is."""
+def _correct(toward: Array) -> Array:
+    """Whether each pair is right, from the score difference towards its majority; half of it where that is 0."""
+    return np.where(toward == 0, 0.5, toward > 0).astype(float)
+
+
+def figures(
+    difference: Array, wins: Array, losses: Array, prompts: Array, random_answers: float = 0.0
+) -> dict[str, Any]:
+    """All figures that follow from score differences and votes of P pairs; ``prompts`` says whose pair each is.
+
+    With a share ε of ``random_answers`` the model claims (1−ε)·σ(Δ) + ε/2, and is measured by that.
+    """
     decided = wins != losses
     if not decided.any():
         raise ValueError("no held-out comparison has a majority, so accuracy has no meaning. Judge more pairs")
@@ -51,11 +96,10 @@ def figures(difference: Array, wins: Array, losses: Array, prompts: Array) -> di
     # side keeps the calibration symmetric too.
     toward = np.where(wins >= losses, difference, -difference)
     majority = np.maximum(wins, losses)
-    correct = np.where(toward == 0, 0.5, toward > 0)[decided].astype(float)
-    predicted = expit(np.abs(toward))
+    correct = _correct(toward[decided])
+    predicted = (1 - random_answers) * expit(np.abs(toward)) + random_answers / 2
     observed = np.where(toward >= 0, majority, votes - majority) / votes
-    # log σ(x) = −log(1 + e^−x), which stays finite where σ(x) is 0 in floating point.
-    wrong = majority * np.logaddexp(0, -toward) + (votes - majority) * np.logaddexp(0, toward)
+    wrong = -majority * _log_claim(toward, random_answers) - (votes - majority) * _log_claim(-toward, random_answers)
     loss = wrong.sum() / votes.sum()
     reliability = _reliability(predicted, observed, votes, prompts)
     whose = prompts[decided]
@@ -65,7 +109,7 @@ def figures(difference: Array, wins: Array, losses: Array, prompts: Array) -> di
         "ece": sum(abs(b["predicted"] - b["observed"]) * b["n"] for b in reliability) / float(votes.sum()),
         "brier": float((votes * (predicted - observed) ** 2).sum() / votes.sum()),
         "reliability": reliability,
-        "by_margin": _by_margin(np.abs(toward[decided]), correct, whose),
+        "by_margin": _in_thirds(np.abs(toward[decided]), correct, whose),
         "by_agreement": _by_agreement(majority[decided], votes[decided], correct, whose),
     }
 
@@ -85,13 +129,21 @@ def _reliability(predicted: Array, observed: Array, votes: Array, prompts: Array
     ]
 
 
-def _by_margin(margin: Array, correct: Array, prompts: Array) -> list[dict[str, float]]:
-    """Accuracy in thirds of |Δ|, smallest margins first."""
-    order = np.argsort(margin, kind="stable")
+def _log_claim(x: Array, random_answers: float) -> Array:
+    """log((1−ε)·σ(x) + ε/2), by log σ(x) = −log(1 + e^−x), which stays finite where σ(x) is 0 in floating point."""
+    log_sigmoid = -np.logaddexp(0, -x)
+    if not random_answers:
+        return log_sigmoid
+    return np.logaddexp(np.log1p(-random_answers) + log_sigmoid, np.log(random_answers / 2))
+
+
+def _in_thirds(by: Array, correct: Array, prompts: Array) -> list[dict[str, float]]:
+    """Accuracy in thirds of ``by`` (|Δ|, or the members' disagreement), smallest first."""
+    order = np.argsort(by, kind="stable")
     return [
         {
-            "low": float(margin[part].min()),
-            "high": float(margin[part].max()),
+            "low": float(by[part].min()),
+            "high": float(by[part].max()),
             **_accuracy(correct[part], prompts[part]),
         }
         for part in np.array_split(order, 3)

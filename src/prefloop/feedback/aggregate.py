@@ -1,4 +1,4 @@
-"""Judgements become what training reads: votes between the answers of a prompt, and frozen snapshots.
+"""Judgements become what training reads: votes and rankings of the answers of a prompt, and frozen snapshots.
 
 All pairs of a prompt stay in one `Comparison`: shuffled among others, the C(K, 2) pairs of a ranking overfit
 in a single pass (Ouyang et al. 2022, section 3.5). A tie counts one half for either side, as in
@@ -25,8 +25,24 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """What a judgement said about the answers of a prompt; or several, of the same content."""
+
+    tiers: tuple[tuple[int, ...], ...]
+    """Places of the answers, best tier first; those of one tier tie."""
+    weight: float = 1.0
+    """How many judgements it counts as."""
+    strength: int = 0
+    """How clear the preference of the best over the worst is, 1 to 4; 0 where that was not said."""
+    margin: float = 0.0
+    """By how much the best one's score should lead the worst one's, where that was said outright."""
+    best_only: bool = False
+    """Only the first tier was chosen; nothing was said about the order of the others."""
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Everything that was said about the answers of one prompt, as votes."""
+    """Everything that was said about the answers of one prompt."""
 
     prompt: Prompt
     texts: tuple[str, ...]
@@ -35,6 +51,8 @@ class Comparison:
     """For each text the completion that it came from; of several with the same text, the first by id."""
     wins: tuple[tuple[int, int, float], ...]
     """(i, j, votes for texts[i] over texts[j]), sorted, votes > 0. A tie is half a vote each way."""
+    rankings: tuple[Ranking, ...] = ()
+    """The judgements behind the votes, as places in ``texts``; empty where only the votes are known."""
 
 
 def votes(judgement: Judgement) -> Iterator[tuple[str, str, float]]:
@@ -56,27 +74,30 @@ def comparisons(
     completions: Iterable[Completion],
     judgements: Iterable[Judgement],
     weights: Mapping[str, float] | None = None,
+    judgement_weights: Mapping[str, float] | None = None,
 ) -> list[Comparison]:
     """One comparison for each prompt with at least one vote, in the order of the prompts' ids.
 
     ``judgements`` are effective ones (`Store.judgements`) of one criterion. A judgement counts as many votes
-    as its annotator's weight (1 where ``weights`` does not name him). Completions with the same text are one
-    answer, and a pair of them says nothing. The result does not depend on the order of the arguments.
+    as its annotator's weight times its own, by its id (each 1 where the mappings do not name it). Completions with
+    the same text are one answer: a pair of them says nothing, and in a ranking its best place counts. The result does
+    not depend on the order of the arguments.
 
     Raises ValueError for records that do not belong together, mixed criteria, and weights below 0 or not
     finite.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
     answers = {completion.id: completion for completion in completions}
-    weights = _checked(weights or {})
+    weights, judgement_weights = _checked(weights or {}), _checked(judgement_weights or {})
     criteria: set[str] = set()
     # Votes are collected first and added exactly (fsum): a running sum would depend on their order.
     cast: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    said: dict[str, dict[_Said, list[float]]] = defaultdict(lambda: defaultdict(list))
     seen: dict[str, dict[str, str]] = defaultdict(dict)
     for judgement in judgements:
         criteria.add(judgement.criterion)
         _check_known(judgement, by_id, answers)
-        weight = weights.get(judgement.annotator, 1.0)
+        weight = weights.get(judgement.annotator, 1.0) * judgement_weights.get(judgement.id, 1.0)
         for winner, loser, share in votes(judgement):
             better, worse = answers[winner].text, answers[loser].text
             if weight > 0 and better != worse:
@@ -84,22 +105,47 @@ def comparisons(
                 for key in (winner, loser):
                     text = answers[key].text
                     seen[judgement.prompt_id][text] = min(key, seen[judgement.prompt_id].get(text, key))
+        tiers = _tiers(judgement, answers)
+        if weight > 0 and sum(map(len, tiers)) > 1:
+            best_only = BEST_ONLY in judgement.flags and sum(map(len, tiers)) > 2
+            said[judgement.prompt_id][tiers, judgement.strength or 0, best_only].append(weight)
     if len(criteria) > 1:
         raise ValueError(f"judgements of several criteria do not add up: {', '.join(sorted(criteria))}; choose one")
-    return [_comparison(by_id[key], seen[key], cast[key]) for key in sorted(cast)]
+    return [_comparison(by_id[key], seen[key], cast[key], said[key]) for key in sorted(cast)]
 
 
-def _comparison(prompt: Prompt, seen: Mapping[str, str], cast: Mapping[tuple[str, str], list[float]]) -> Comparison:
+_Said = tuple[tuple[tuple[str, ...], ...], int, bool]
+"""Texts, best tier first; strength; whether only the best was chosen."""
+
+
+def _tiers(judgement: Judgement, answers: Mapping[str, Completion]) -> tuple[tuple[str, ...], ...]:
+    rank: dict[str, int] = {}
+    for key, place in zip(judgement.shown, judgement.ranks, strict=True):
+        text = answers[key].text
+        rank[text] = min(place, rank.get(text, place))
+    return tuple(tuple(sorted(text for text in rank if rank[text] == place)) for place in sorted(set(rank.values())))
+
+
+def _comparison(
+    prompt: Prompt,
+    seen: Mapping[str, str],
+    cast: Mapping[tuple[str, str], list[float]],
+    said: Mapping[_Said, list[float]],
+) -> Comparison:
     texts = tuple(sorted(seen))
     place = {text: index for index, text in enumerate(texts)}
     wins = sorted((place[one], place[other], math.fsum(cast[one, other])) for one, other in cast)
-    return Comparison(prompt, texts, tuple(seen[text] for text in texts), tuple(wins))
+    rankings = (
+        Ranking(tuple(tuple(place[text] for text in tier) for tier in tiers), math.fsum(counts), strength, 0.0, best)
+        for (tiers, strength, best), counts in sorted(said.items())
+    )
+    return Comparison(prompt, texts, tuple(seen[text] for text in texts), tuple(wins), tuple(rankings))
 
 
 def _checked(weights: Mapping[str, float]) -> Mapping[str, float]:
-    for annotator, weight in weights.items():
+    for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"the weight of {annotator!r} is {weight}; expected a finite number, 0 or more")
+            raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number, 0 or more")
     return weights
 
 
@@ -157,9 +203,11 @@ class Snapshot:
             for judgement in self.judgements
         }
 
-    def comparisons(self, weights: Mapping[str, float] | None = None) -> list[Comparison]:
+    def comparisons(
+        self, weights: Mapping[str, float] | None = None, judgement_weights: Mapping[str, float] | None = None
+    ) -> list[Comparison]:
         """As `comparisons`, of this snapshot."""
-        return comparisons(self.prompts, self.completions, self.judgements, weights)
+        return comparisons(self.prompts, self.completions, self.judgements, weights, judgement_weights)
 
     def write(self, path: str | Path) -> None:
         """Write JSON lines: a header with the hash, then prompts, completions and judgements."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,12 @@ class ValueHead(nn.Module):
 
 
 class RewardModel:
-    """A sequence classifier with one label, its tokenizer, and the shift that puts reference answers at 0.
+    """A sequence classifier with a label for each criterion, its tokenizer, and the shift that puts reference answers
+    at 0.
 
     On disk it is a plain folder for ``AutoModelForSequenceClassification``; the shift stands in its
-    ``config.json`` as ``reward_shift``, and a score is the classifier's logit plus it.
+    ``config.json`` as ``reward_shift``, and a score is the classifier's logit plus it. Where there are several
+    criteria, the shift is a list, ``reward_weights`` has the weight of each label, and the score is the weighted sum.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -45,12 +47,21 @@ class RewardModel:
         self.chat = Chat(tokenizer)
 
     @classmethod
-    def from_policy(cls, model: Any, tokenizer: Any, seed: int) -> RewardModel:
-        """The policy's trunk with a fresh head of standard deviation 1/√(d+1) [Stiennon et al. 2020]."""
+    def from_policy(
+        cls, model: Any, tokenizer: Any, seed: int, criteria: Mapping[str, float] | None = None
+    ) -> RewardModel:
+        """The policy's trunk with a fresh head of standard deviation 1/√(d+1) [Stiennon et al. 2020].
+
+        Args:
+            criteria: name → weight in the score, one head each; nothing for one head without a name.
+        """
         config = copy.deepcopy(model.config)
-        config.num_labels = 1
+        config.num_labels = len(criteria) if criteria else 1
         config.pad_token_id = tokenizer.pad_token_id
         config.reward_shift = 0.0
+        if criteria:
+            config.id2label, config.label2id = dict(enumerate(criteria)), {n: i for i, n in enumerate(criteria)}
+            config.reward_weights, config.reward_shift = dict(criteria), [0.0] * len(criteria)
         try:
             classifier = AutoModelForSequenceClassification.from_config(config)
         except ValueError as error:
@@ -70,32 +81,118 @@ class RewardModel:
         """The longest sequence that the model can read, in tokens."""
         return context_of(self.model)
 
-    def score_batch(self, batch: TokenBatch) -> Float[Tensor, " B"]:
-        """The score of each row, read at its last real token."""
-        return self.score_states(last_states(hidden_states(self.model, batch), batch))
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def members(self) -> tuple[RewardModel, ...]:
+        """The models that it is made of: itself, unless it is an ensemble."""
+        return (self,)
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The names of the labels; one empty name where there is a single one without a weight."""
+        if not getattr(self.model.config, "reward_weights", None):
+            return ("",)
+        return tuple(self.model.config.id2label[label] for label in range(self.model.config.num_labels))
+
+    def weigh(self, scores: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape"]:
+        """Scores by criterion to one score."""
+        weights = getattr(self.model.config, "reward_weights", None) or {"": 1.0}
+        return (scores * scores.new_tensor([weights[name] for name in self.criteria])).sum(-1)
 
     def score_states(self, states: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:
         """The score of an answer whose last hidden state is given."""
-        scores: Tensor = self.model.score(states)[:, 0].float() + self.model.config.reward_shift
-        return scores
+        return self.weigh(self._criterion_states(states))
 
-    @torch.no_grad()
+    def _criterion_states(self, states: Float[Tensor, "N d"]) -> Float[Tensor, "N H"]:
+        scores: Tensor = self.model.score(states).float()
+        return scores + torch.tensor(self.model.config.reward_shift, device=self.device)
+
+    def criterion_batch(self, batch: TokenBatch) -> Float[Tensor, "B H"]:
+        """The scores of each row by each criterion, read at its last real token."""
+        return self._criterion_states(last_states(hidden_states(self.model, batch), batch))
+
+    def score_batch(self, batch: TokenBatch) -> Float[Tensor, " B"]:
+        """The score of each row."""
+        return self.weigh(self.criterion_batch(batch))
+
     def score(self, sequences: Sequence[Rendered], max_tokens: int = 8192) -> Float[Tensor, " B"]:
         """Scores of tokenised sequences, without gradients."""
-        scores = torch.empty(len(sequences), device=self.model.device)
+        return self._over(sequences, max_tokens, self.score_batch)
+
+    def criterion_scores(self, sequences: Sequence[Rendered], max_tokens: int = 8192) -> Float[Tensor, "B H"]:
+        """Scores of tokenised sequences by each criterion, without gradients."""
+        return self._over(sequences, max_tokens, self.criterion_batch, len(self.criteria))
+
+    @torch.no_grad()
+    def _over(
+        self, sequences: Sequence[Rendered], max_tokens: int, of: Callable[[TokenBatch], Tensor], *shape: int
+    ) -> Tensor:
+        found = torch.empty(len(sequences), *shape, device=self.device)
         for group in micro_batches([len(s) for s in sequences], max_tokens):
-            scores[group] = self.score_batch(pad([sequences[i] for i in group], self.model.device))
-        return scores
+            found[group] = of(pad([sequences[i] for i in group], self.device))
+        return found
 
     def __call__(self, prompt: str | Prompt, response: str) -> float:
         """The score of one answer."""
         prompt = Prompt.of(prompt) if isinstance(prompt, str) else prompt
         return float(self.score([self.chat.answered(prompt, response)])[0])
 
-    def shift_scores(self, shift: float) -> None:
-        """Add ``shift`` to every score from now on."""
-        self.model.config.reward_shift = float(self.model.config.reward_shift) + shift
+    def shift_scores(self, *shifts: float) -> None:
+        """Add to every score from now on: one number for each criterion."""
+        config = self.model.config
+        if isinstance(config.reward_shift, list):
+            config.reward_shift = [old + new for old, new in zip(config.reward_shift, shifts, strict=True)]
+        else:
+            (shift,) = shifts
+            config.reward_shift = float(config.reward_shift) + shift
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+class RewardEnsemble(RewardModel):
+    """Several reward models, trained from different seeds on the same comparisons, as one.
+
+    A score is the members' mean less ``pessimism`` times their standard deviation: where they disagree, the
+    comparisons have not settled what is right, and a policy should not be paid for going there [Coste et al. 2023].
+
+    On disk it is the first member's folder with the others below it, ``member-2`` and so on; ``pessimism`` stands in
+    the first one's ``config.json`` as ``reward_pessimism``.
+    """
+
+    def __init__(self, members: Sequence[RewardModel], pessimism: float = 0.0) -> None:
+        if len(members) < 2 or any(member.criteria != members[0].criteria for member in members):
+            raise ValueError("an ensemble is two or more reward models with the same criteria")
+        super().__init__(members[0].model, members[0].tokenizer)
+        self._members = tuple(members)
+        self.pessimism = pessimism
+
+    @property
+    def members(self) -> tuple[RewardModel, ...]:
+        return self._members
+
+    def criterion_batch(self, batch: TokenBatch) -> Float[Tensor, "B H"]:
+        """The members' mean scores."""
+        return torch.stack([member.criterion_batch(batch) for member in self.members]).mean(0)
+
+    def score_batch(self, batch: TokenBatch) -> Float[Tensor, " B"]:
+        scores = torch.stack([member.score_batch(batch) for member in self.members])
+        return scores.mean(0) - self.pessimism * scores.std(0, correction=0)
+
+    def disagreement(self, sequences: Sequence[Rendered], max_tokens: int = 8192) -> Float[Tensor, " B"]:
+        """The standard deviation of the members' scores of each sequence, without gradients."""
+        return torch.stack([member.score(sequences, max_tokens) for member in self.members]).std(0, correction=0)
+
+    def shift_scores(self, *shifts: float) -> None:
+        for member in self.members:
+            member.shift_scores(*shifts)
+
+    def save(self, folder: Path) -> None:
+        self.model.config.reward_pessimism = self.pessimism
+        for number, member in enumerate(self.members, start=1):
+            member.save(folder if number == 1 else Path(folder) / f"member-{number}")

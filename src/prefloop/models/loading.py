@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefloop.models.heads import RewardModel
+from prefloop.models.heads import RewardEnsemble, RewardModel
 
 PAD_TOKEN = "<|pad|>"
 
@@ -20,16 +20,44 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def load_reward_model(path: str | Path, device: str | None = None) -> RewardModel:
-    """A reward model from a folder of a sequence classifier with one label.
+    """A reward model from a folder of a sequence classifier with one label, or with several and their weights.
+
+    Where the folder holds further members of an ensemble (``member-2`` and so on), the ensemble.
 
     Raises:
-        ValueError: the folder is missing or unreadable, or the classifier has more than one label.
+        ValueError: the folder is missing or unreadable, the classifier has more than one label and no weights
+            for them, or members are missing or of other criteria.
     """
+    first = _load_member(path, device)
+    others = {folder.name for folder in Path(path).glob("member-*")} if Path(path).is_dir() else set()
+    if not others:
+        return first
+    wanted = [f"member-{number}" for number in range(2, len(others) + 2)]
+    if others != set(wanted):
+        raise ValueError(f"{path}: an ensemble of {len(others) + 1} has {', '.join(wanted)}; found {sorted(others)}")
+    members = [first, *(_load_member(Path(path) / name, device) for name in wanted)]
+    odd = [name for name, member in zip(wanted, members[1:], strict=True) if member.criteria != first.criteria]
+    if odd:
+        raise ValueError(f"{path}: {', '.join(odd)} has other criteria than the first member, {first.criteria}")
+    return RewardEnsemble(members, getattr(first.model.config, "reward_pessimism", 0.0))
+
+
+def _load_member(path: str | Path, device: str | None) -> RewardModel:
     model, tokenizer = load_pretrained(AutoModelForSequenceClassification, path, device)
-    if model.config.num_labels != 1:
-        raise ValueError(f"{path}: a reward model has one label; this classifier has {model.config.num_labels}")
-    if not hasattr(model.config, "reward_shift"):
-        model.config.reward_shift = 0.0
+    config = model.config
+    weights = getattr(config, "reward_weights", None) or {}
+    if config.num_labels != 1 and not weights:
+        raise ValueError(
+            f"{path}: a reward model has one label; this classifier has {config.num_labels}, and its config.json "
+            "does not say by reward_weights what each of them counts"
+        )
+    labels = [config.id2label[label] for label in range(config.num_labels)]
+    if weights and sorted(weights) != sorted(labels):
+        raise ValueError(
+            f"{path}: reward_weights in config.json names {sorted(weights)}, the classifier's labels are {labels}"
+        )
+    if not hasattr(config, "reward_shift"):
+        config.reward_shift = [0.0] * len(labels) if weights else 0.0
     return RewardModel(model, tokenizer)
 
 

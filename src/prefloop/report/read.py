@@ -151,6 +151,7 @@ class Quality:
     reliability: list[dict[str, float]]
     by_margin: list[dict[str, float]]
     by_agreement: list[dict[str, float]]
+    by_disagreement: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -407,6 +408,7 @@ def _quality(folder: Path) -> Quality | None:
         reliability=_rows(entry, "reliability", ("predicted", "observed", "n")),
         by_margin=_rows(entry, "by_margin", ("low", "high", "accuracy", "n")),
         by_agreement=_rows(entry, "by_agreement", ("agreement", "accuracy", "n")),
+        by_disagreement=_rows(entry, "by_disagreement", ("low", "high", "accuracy", "n")),
     )
 
 

@@ -188,6 +188,9 @@ def _quality(quality: Quality) -> list[Figure]:
     for row in quality.by_agreement:
         label = f"Annotators agree {percent(row['agreement'], 0)}"
         rows.append(Row(label, _share(row), "green", hollow=True))
+    for row in quality.by_disagreement:
+        label = f"Members differ by {row['low']:.2g} to {row['high']:.2g}"
+        rows.append(Row(label, _share(row), "orange", hollow=True))
     figures = figure(
         "Accuracy, in all and by how clear the case is",
         "It should grow with the margin |Δ| between the two scores, and with the annotators’ agreement. "

@@ -49,7 +49,8 @@ class SeparateCritic:
     head = None
 
     def __init__(self, start: RewardModel) -> None:
-        self.model = RewardModel(copy.deepcopy(start.model), start.tokenizer)
+        first = start.members[0]  # of an ensemble one is enough to start from
+        self.model = RewardModel(copy.deepcopy(first.model), first.tokenizer)
         self.model.model.eval().requires_grad_(True)
 
     @classmethod

@@ -1,65 +1,145 @@
-"""A reward model from comparisons [Stiennon et al. 2020; Ouyang et al. 2022, eq. 1]."""
+"""A reward model from comparisons [Stiennon et al. 2020; Ouyang et al. 2022, eq. 1], or several as an ensemble."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from prefloop.algorithms.preference import bradley_terry_loss, centring_penalty
-from prefloop.config import RewardConfig
+from prefloop.algorithms.preference import bradley_terry_loss, centring_penalty, plackett_luce_loss
+from prefloop.config import RewardConfig, ScoreConfig
 from prefloop.models.forward import pad
-from prefloop.models.heads import RewardModel
-from prefloop.training.comparisons import PreferenceGroup, flatten, group_micro_batches
-from prefloop.training.loop import Log, Optimiser, is_checkpoint, shuffled_batches, steps_in
+from prefloop.models.heads import RewardEnsemble, RewardModel
+from prefloop.policy import Policy
+from prefloop.seeds import derive
+from prefloop.training.comparisons import (
+    PreferenceGroup,
+    flatten,
+    flatten_choices,
+    group_micro_batches,
+    with_choices,
+    with_margins,
+)
+from prefloop.training.loop import Log, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
+
+
+def make_reward(
+    policy: Policy,
+    groups: Sequence[PreferenceGroup],
+    heldout: Sequence[PreferenceGroup],
+    config: ScoreConfig,
+    seed: int,
+    log: Log,
+    criteria: Mapping[str, float] | None = None,
+) -> RewardModel:
+    """A trained reward model with the policy's trunk; an ensemble where ``config`` asks for one.
+
+    Members have a trunk each. They differ by their first head and the order of the data; the first is what the same
+    seed gives without the others. Their lines of metrics come one member after the other, the steps counting on.
+    """
+    members: list[RewardModel] = []
+    size = config.ensemble if isinstance(config, RewardConfig) else 1
+    lines = 0
+
+    def log_member(metrics: Metrics) -> None:
+        nonlocal lines
+        lines += 1
+        number = len(members)
+        log({**metrics, "step": lines, "progress": (number + metrics["progress"]) / size, "member": number + 1})
+
+    for number in range(size):
+        own = derive(seed, "member", number) if number else seed
+        model = RewardModel.from_policy(policy.model, policy.tokenizer, own, criteria)
+        train_reward(model, groups, heldout, config, own, log_member if size > 1 else log)
+        members.append(model)
+    if isinstance(config, RewardConfig) and size > 1:
+        return RewardEnsemble(members, config.pessimism)
+    return members[0]
 
 
 def train_reward(
     reward: RewardModel,
     groups: Sequence[PreferenceGroup],
     heldout: Sequence[PreferenceGroup],
-    config: RewardConfig,
+    config: ScoreConfig,
     seed: int,
     log: Log,
 ) -> None:
     """Train ``reward`` in place, then shift its scores so that the judged training answers have mean 0."""
     if not groups:
         raise ValueError("there are no comparisons to learn from. Import some, or let answers be judged first")
+    groups = _prepared(groups, config)
     model, started = reward.model, time.perf_counter()
     steps = steps_in(len(groups), config.batch_size, config.epochs)
     optimiser = Optimiser(model.parameters(), config, steps)
 
     def loss(batch: list[PreferenceGroup]) -> tuple[Tensor, dict[str, Tensor]]:
-        sequences, pairs = flatten(batch, model.device)
-        scores = reward.score_batch(pad(sequences, model.device))
-        first, second = scores[pairs.first], scores[pairs.second]
-        losses, stats = bradley_terry_loss(first - second, pairs.wins, pairs.losses)
-        return losses + config.centre_coef * centring_penalty(first, second), stats
+        return _losses(reward, batch, config)
 
     model.train()
     torch.manual_seed(seed)  # dropout
     for step, batch in enumerate(shuffled_batches(groups, config.batch_size, steps, seed), start=1):
         micro = group_micro_batches(batch, config.micro_batch_tokens)
-        line = optimiser.step(micro, loss, sum(group.votes for group in batch))
+        line = optimiser.step(micro, loss, sum(_count(group, config) for group in batch))
         if heldout and is_checkpoint(step, steps):
-            line |= heldout_figures(reward, heldout, config.micro_batch_tokens)
+            line |= heldout_figures(reward, heldout, config.micro_batch_tokens, config.random_answers)
         log({"step": step, "progress": step / steps, **line, "seconds": time.perf_counter() - started})
     model.eval()
     answers, _ = flatten(groups, model.device)
-    reward.shift_scores(-float(reward.score(answers, config.micro_batch_tokens).mean()))
+    scores = reward.criterion_scores(answers, config.micro_batch_tokens)
+    reward.shift_scores(*(-float(column.mean()) for column in scores.T))
+
+
+def _prepared(groups: Sequence[PreferenceGroup], config: ScoreConfig) -> Sequence[PreferenceGroup]:
+    """The groups with what the loss needs besides votes."""
+    outright = any(ranking.margin for group in groups for ranking in group.rankings)
+    if config.loss == "plackett-luce":
+        if outright:
+            raise ValueError('margins are of pairs; loss = "plackett-luce" has none. Use "bradley-terry"')
+        return with_choices(groups)
+    return with_margins(groups, config.margin) if config.margin or outright else groups
+
+
+def _count(group: PreferenceGroup, config: ScoreConfig) -> float:
+    """What the sum of the losses is divided by: votes, or choices. For two answers they are the same."""
+    if config.loss == "plackett-luce":
+        return sum(weight for _, _, weight in group.choices)
+    return group.votes
+
+
+def _losses(
+    reward: RewardModel, batch: list[PreferenceGroup], config: ScoreConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of every pair or choice, to be divided by their count, with the centring of every pair."""
+    sequences, pairs = flatten(batch, reward.device)
+    scores = reward.criterion_batch(pad(sequences, reward.device)).flatten()
+    first, second = scores[pairs.first], scores[pairs.second]
+    centring = config.centre_coef * centring_penalty(first, second)
+    if config.loss == "plackett-luce":
+        made = flatten_choices(batch, reward.device)
+        losses, stats = plackett_luce_loss(
+            scores[made.places], made.shown, made.chosen, made.weights, config.random_answers
+        )
+        return torch.cat([losses, centring]), stats
+    losses, stats = bradley_terry_loss(first - second, pairs.wins, pairs.losses, pairs.margin, config.random_answers)
+    return losses + centring, stats
 
 
 @torch.no_grad()
-def heldout_figures(reward: RewardModel, groups: Sequence[PreferenceGroup], max_tokens: int) -> dict[str, float]:
-    """``eval_loss`` and ``eval_accuracy`` over the votes of held-out groups."""
+def heldout_figures(
+    reward: RewardModel, groups: Sequence[PreferenceGroup], max_tokens: int, random_answers: float = 0.0
+) -> dict[str, float]:
+    """``eval_loss`` and ``eval_accuracy`` over the votes of held-out groups, whatever loss is trained on."""
     training = reward.model.training
     reward.model.eval()
-    sequences, pairs = flatten(groups, reward.model.device)
-    scores = reward.score(sequences, max_tokens)
+    sequences, pairs = flatten(groups, reward.device)
+    scores = reward.criterion_scores(sequences, max_tokens).flatten()
     reward.model.train(training)
-    losses, stats = bradley_terry_loss(scores[pairs.first] - scores[pairs.second], pairs.wins, pairs.losses)
+    losses, stats = bradley_terry_loss(
+        scores[pairs.first] - scores[pairs.second], pairs.wins, pairs.losses, random_answers=random_answers
+    )
     votes = float((pairs.wins + pairs.losses).sum())
     return {
         "eval_loss": float(losses.sum()) / votes,

@@ -1,0 +1,163 @@
+"""The reward stage of a run: ensembles, several criteria, other losses, and what they leave in the folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.test_docs import code, keys, sections
+from tests.test_pipeline import contents, dialogues, figures, from_store, run, tiny
+from transformers import AutoModelForSequenceClassification
+
+from prefloop.feedback.aggregate import read_snapshot
+from prefloop.feedback.formats import import_file
+from prefloop.feedback.records import Judgement
+from prefloop.feedback.store import Store
+from prefloop.models.heads import RewardEnsemble
+from prefloop.models.loading import load_reward_model
+from prefloop.runs import file_hash, read_json, read_lines
+
+DOCUMENTED = code(sections("run-folder.md")["`reward/evaluation.json`"]) | code(sections("run-folder.md")[""])
+ONLY_PPO = 'algorithms=["ppo"]'
+
+
+def test_a_run_with_an_ensemble(tmp_path: Path) -> None:
+    """Three members, PPO against their cautious mean; the report is written, and nothing is done twice."""
+    settings = ("reward.ensemble=3", "reward.pessimism=0.5", ONLY_PPO, "sample.answers=3")
+    recorder = run(tiny(*settings), tmp_path)
+    folder = tmp_path / "runs" / "tiny"
+    model = load_reward_model(folder / "reward" / "model")
+    assert isinstance(model, RewardEnsemble)
+    assert (len(model.members), model.pessimism) == (3, 0.5)
+    lines = read_lines(folder / "reward" / "metrics.jsonl")
+    assert {line["member"] for line in lines} == {1, 2, 3}
+    assert lines[-1]["progress"] == 1.0
+    found = read_json(folder / "reward" / "evaluation.json")
+    assert len(found["members"]) == 3
+    assert found["disagreement"] > 0
+    assert sum(row["n"] for row in found["by_disagreement"]) == found["accuracy"]["n"]
+    assert "Held-out pairs" in (folder / "report.html").read_text(encoding="utf-8")
+    assert set(keys(found)) <= DOCUMENTED
+    for member in ("model", "model/member-2", "model/member-3"):
+        assert AutoModelForSequenceClassification.from_pretrained(folder / "reward" / member).config.num_labels == 1
+    assert run(tiny(*settings), tmp_path).ran == []
+    assert recorder.ran[-3:] == ["reward", "ppo", "evaluation"]
+
+    first, shift = _member(folder), model.members[0].model.config.reward_shift
+    run(tiny(*settings[2:]), tmp_path)
+    assert _member(folder) == first, "the first member is the model without the others"
+    assert load_reward_model(folder / "reward" / "model").model.config.reward_shift == shift
+    assert not list((folder / "reward" / "model").glob("member-*"))
+
+
+def _member(folder: Path) -> str:
+    return file_hash(folder / "reward" / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a finished run of rankings by two annotators."""
+    folder = tmp_path_factory.mktemp("plain")
+    run(tiny(*RANKED), folder)
+    return folder
+
+
+RANKED = (ONLY_PPO, "sample.answers=4", "label.overlap=2", "ppo.iterations=1")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("reward.loss=plackett-luce",),
+        ("reward.margin=0.5",),
+        ("reward.random_answers=0.2",),
+        ("reward.loss=plackett-luce", "reward.random_answers=0.2", "reward.ensemble=2"),
+    ],
+)
+def test_each_loss_trains_another_model_on_the_same_judgements(
+    settings: tuple[str, ...], plain: Path, tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(plain, tmp_path / "project"))
+    assert run(tiny(*RANKED, *settings), project).ran == ["reward", "ppo", "evaluation"]
+    assert _member(project / "runs" / "tiny") != _member(plain / "runs" / "tiny")
+    assert run(tiny(*RANKED), project).ran == ["reward", "ppo", "evaluation"]
+    assert (contents(project), figures(project)) == (contents(plain), figures(plain))
+
+
+def judged_by(folder: Path, **others: bool) -> None:
+    """Dialogues judged "overall" by their file; by other criteria as well, the same way or the other way round."""
+    with Store.open(folder / "feedback.db") as store:
+        import_file(store, dialogues(folder / "dialogues.jsonl"))
+        for criterion, same in others.items():
+            store.add(
+                Judgement(
+                    **{
+                        **judgement.model_dump(),
+                        "id": f"{judgement.id}-{criterion}",
+                        "criterion": criterion,
+                        "ranks": judgement.ranks if same else judgement.ranks[::-1],
+                        "annotator": "ann",
+                        "source": "human",
+                    }
+                )
+                for judgement in list(store.judgements("overall"))
+                if criterion == "kind" or int(judgement.id, 16) % 2
+            )
+
+
+CRITERIA = ("reward.criteria={kind = 1.0, short = 0.5}", "judge.fraction=0.3", 'algorithms=["ppo", "dpo"]')
+
+
+def test_a_run_with_two_criteria(tmp_path: Path) -> None:
+    judged_by(tmp_path, kind=True, short=False)
+    options = (*CRITERIA, "reward.epochs=4.0")
+    recorder = run(from_store(*options), tmp_path)
+    assert recorder.ran == ["pretrain", "sft", "label", "reward", "judge", "ppo", "dpo", "evaluation"]
+    folder = tmp_path / "runs" / "tiny"
+    frozen = {path.name: read_snapshot(path) for path in (folder / "label").glob("*.jsonl")}
+    names = {"snapshot.jsonl": "overall", "snapshot-kind.jsonl": "kind", "snapshot-short.jsonl": "short"}
+    assert {name: one.criterion for name, one in frozen.items()} == names
+    manifest = read_json(folder / "label" / "manifest.json")
+    assert manifest["judgements"] == sum(len(one.judgements) for one in frozen.values())
+    for stage in ("reward", "judge"):
+        model = load_reward_model(folder / stage / "model")
+        assert model.criteria == ("kind", "short")
+        found = read_json(folder / stage / "evaluation.json")
+        assert set(keys(found)) - {"kind", "short"} <= DOCUMENTED
+        assert found["pairs"] == sum(part["pairs"] for part in found["criteria"].values())
+        assert read_json(folder / stage / "manifest.json")["snapshot"] == manifest["snapshot"]
+        assert found["criteria"]["kind"]["pairs"] > found["criteria"]["short"]["pairs"] > 0
+    assert "Held-out pairs" in (folder / "report.html").read_text(encoding="utf-8")
+    assert run(from_store(*options), tmp_path).ran == []
+    assert run(from_store(*options, "reward.criteria.short=0.25"), tmp_path).ran == [
+        "reward",
+        "judge",
+        "ppo",
+        "evaluation",
+    ]
+
+
+def test_new_judgements_by_any_criterion_are_noticed(tmp_path: Path) -> None:
+    judged_by(tmp_path, kind=True)
+    options = ("reward.criteria={kind = 1.0}", 'algorithms=["ppo"]', "judge.fraction=0.3")
+    run(from_store(*options), tmp_path)
+    with Store.open(tmp_path / "feedback.db") as store:
+        first = next(iter(store.judgements("kind")))
+        store.add([first.model_copy(update={"id": "more", "annotator": "else"})])
+    assert run(from_store(*options), tmp_path).ran == ["label", "reward", "judge", "ppo", "evaluation"]
+    with pytest.raises(
+        ValueError, match=r"no judgements by the criterion 'rude' \(data.criterion, reward.criteria\)"
+    ):
+        run(from_store(*options, "reward.criteria.rude=1.0"), tmp_path)
+
+
+def test_a_single_criterion_by_name_is_learnt_like_the_runs_own(tmp_path: Path) -> None:
+    """The same judgements under another name give the same weights."""
+    judged_by(tmp_path, kind=True)
+    found: list[Any] = []
+    for options in (("reward.criteria={kind = 1.0}",), ()):
+        run(from_store(*options, 'algorithms=["ppo"]', "judge.fraction=0.3", "ppo.iterations=1"), tmp_path)
+        found.append(_member(tmp_path / "runs" / "tiny"))
+    assert found[0] == found[1]
