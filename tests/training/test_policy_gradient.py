@@ -366,6 +366,28 @@ def test_line_30_a_critic_of_its_own_without_a_reward_model_starts_at_zero(tmp_p
     assert float(loaded.score(sequences)) == pytest.approx(float(critic.model.score(sequences)), abs=1e-6)
 
 
+def test_rewards_are_asked_about_the_prompt_that_each_response_answers(rollouts: Recorded) -> None:
+    asked: list[list[int]] = []
+    made = lively()
+
+    def scorer(asked_prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        asked.extend(made.chat.prompt_ids(prompt.messages) for prompt in asked_prompts)
+        return byte_scores(asked_prompts, rollout)
+
+    train_policy_gradient(made, prompts(5), [Reward(scorer)], RLOOConfig(**SMALL), 0, print)
+    assert asked == list(rollouts[0].prompts)
+
+
+@pytest.mark.parametrize(("bound", "matters"), [(1.01, True), (1e9, False)])
+def test_line_12_the_dual_clip_is_heeded_in_training(bound: float, matters: bool) -> None:
+    found = []
+    for dual_clip in (0.0, bound):
+        made = lively()
+        train(made, dual_clip=dual_clip, epochs=6, learning_rate=3e-2, minibatch_episodes=4)
+        found.append(parameters(made.model))
+    assert same(*found) != matters
+
+
 def test_several_rewards_add_up_by_their_weights(float64: None, gradients: list[list[Tensor]]) -> None:
     def longer(_prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         return rollout.lengths.to(torch.get_default_dtype())
