@@ -40,8 +40,23 @@ class TokenBatch:
 
 
 def context_of(model: Any) -> int:
-    """The longest sequence that the model can read, in tokens."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize))
+    """The longest sequence that the model can read, in tokens.
+
+    Rotary frequencies of the types "dynamic" and "longrope" change for a whole batch once one of its sequences is
+    longer than those that the model was first trained on. Keys in a cache keep the old ones, so a sequence's
+    log-probabilities would depend on its neighbours and on the cache; such a model is used up to that length.
+    """
+    config = model.config.get_text_config()
+    limit = int(getattr(config, "max_position_embeddings", sys.maxsize))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        limit = min(limit, int(rope.get("original_max_position_embeddings", limit)))
+    return limit
+
+
+def width_of(model: Any) -> int:
+    """The width of the last hidden states (OPT's may be other than ``hidden_size``)."""
+    return int(model.get_output_embeddings().weight.shape[1])
 
 
 def pad(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:

@@ -33,6 +33,7 @@ from prefloop.models.forward import (
     pad,
     predicting_states,
     score_responses,
+    width_of,
 )
 from prefloop.models.heads import ValueHead
 from prefloop.policy import Policy
@@ -75,7 +76,7 @@ def train_ppo(
         raise ValueError("there are no prompts to practise on")
     model = policy.model.eval()  # no dropout: the sampled and the trained distribution are the same
     reference = policy.copy().model.requires_grad_(False)
-    value_head = ValueHead(model.config.get_text_config().hidden_size).to(model.device)
+    value_head = ValueHead(width_of(model)).to(model.device)
     updates = config.iterations * config.epochs * (config.episodes // config.minibatch_episodes)
     optimiser = Optimiser([*model.parameters(), *value_head.parameters()], config, updates, eps=1e-5)
     encoded = _encode(policy, prompts, max_prompt_tokens)
