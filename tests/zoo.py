@@ -18,8 +18,13 @@ MIXED = ["sliding_attention", "full_attention"]
 SSM = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "expand": 2, "initializer_range": 0.3}
 HYBRID = {**LLAMA, "num_experts": 2, "num_experts_per_tok": 1}
 OPT = {
-    **{"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
-    **{"max_position_embeddings": CONTEXT, "init_std": 0.5, "word_embed_proj_dim": 16},
+    "hidden_size": 16,
+    "ffn_dim": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "init_std": 0.5,
+    "word_embed_proj_dim": 16,
 }
 
 ZOO: dict[str, dict[str, Any]] = {
@@ -38,12 +43,21 @@ ZOO: dict[str, dict[str, Any]] = {
     "phi3": {**LLAMA, "sliding_window": WINDOW},
     # A window over some layers; soft caps; embeddings that are scaled.
     "gemma2": {
-        **{**LLAMA, "head_dim": 8, "sliding_window": WINDOW, "layer_types": MIXED},
-        **{"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
+        **LLAMA,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "layer_types": MIXED,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 4.0,
     },
     "gemma3_text": {
-        **{**LLAMA, "head_dim": 8, "sliding_window": WINDOW, "layer_types": MIXED, "num_hidden_layers": 2},
-        **{"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
+        **LLAMA,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "layer_types": MIXED,
+        "num_hidden_layers": 2,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 4.0,
     },
     # Positions as biases on attention; experts.
     "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3},
@@ -52,13 +66,23 @@ ZOO: dict[str, dict[str, Any]] = {
     "mamba": SSM,
     "mamba2": {**SSM, "head_dim": 8, "num_heads": 4, "n_groups": 2, "chunk_size": 8},
     "jamba": {
-        **{**HYBRID, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 2},
-        **{"use_mamba_kernels": False},
+        **HYBRID,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 2,
+        "use_mamba_kernels": False,
     },
     "qwen3_next": {
-        **{**HYBRID, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
-        **{"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 8},
-        **{"linear_value_head_dim": 8, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+        **HYBRID,
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
     },
 }
 

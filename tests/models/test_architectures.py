@@ -9,16 +9,25 @@ from typing import Any
 import pytest
 import torch
 from tests.rollout.test_sampler import slow_sample
-from tests.toys import naive_log_probs, parameters, same
-from tests.zoo import CONTEXT, WINDOW, WITHOUT_CLASSIFIER, ZOO, save
-from transformers import AutoModelForSequenceClassification
+from tests.toys import PAD, byte_tokenizer, gpt2, llama, naive_log_probs, parameters, random_sequences, same
+from tests.zoo import BODY, CONTEXT, LLAMA, WINDOW, WITHOUT_CLASSIFIER, ZOO, save
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
 
 import prefloop
 from prefloop.chat import Rendered
 from prefloop.models.forward import context_of, score_responses
+from prefloop.models.heads import RewardModel, check_score
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy
 from prefloop.rollout import sampler
+from prefloop.rollout.parity import check_model
 from prefloop.rollout.sampler import _uniforms, sample
 
 KINDS = [(name, tied) for name in ZOO for tied in (True, False)]
@@ -126,7 +135,7 @@ def test_dpo_moves_the_policy(policy: Policy) -> None:
 def test_line_23_a_reward_is_the_logit_of_the_saved_classifier(policy: Policy, tmp_path: Path) -> None:
     comparisons = [(text(5 + 4 * i, i), text(10, 10 + i), text(12, 20 + i)) for i in range(3)]
     if policy.model.config.model_type in WITHOUT_CLASSIFIER:
-        with pytest.raises(ValueError, match="transformers has no sequence classifier for mamba2? models"):
+        with pytest.raises(ValueError, match=r"transformers has no sequence classifier for mamba2? models"):
             prefloop.reward_model(policy, comparisons)
         return
     result = prefloop.reward_model(policy, comparisons, epochs=1, batch_size=2, learning_rate=1e-3)
@@ -149,3 +158,192 @@ def changed_and_finite(before: Policy, after: Policy, metrics: list[dict[str, fl
         assert torch.isfinite(torch.tensor([line[name], line["grad_norm"]])).all()
         assert line["grad_norm"] > 0
     assert not same(parameters(before.model), parameters(after.model))
+
+
+# What cannot be right is refused when it is loaded.
+
+BYTES = len(byte_tokenizer())
+SPECIAL = {"vocab_size": BYTES, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+REFUSED = {
+    "bert": ({**BODY, "intermediate_size": 24}, "reads what comes after a token, so it is no causal language model"),
+    "openai-gpt": ({"n_embd": 16, "n_layer": 2, "n_head": 2}, "cannot be decoded in batches with a cache"),
+    "rwkv": ({**BODY, "attention_hidden_size": 16}, "other results with left padding and a cache than without"),
+    "recurrent_gemma": (
+        {**LLAMA, "num_hidden_layers": 3, "attention_window_size": WINDOW, "lru_width": 16},
+        "other results with left padding and a cache than without",
+    ),
+    "minimax": ({**LLAMA, "head_dim": 8, "num_local_experts": 2}, "MiniMax uses cache of its own"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore")
+def test_an_architecture_that_cannot_be_right_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    settings, reason = REFUSED[name]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **settings, **SPECIAL)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"{name} model .*{reason}.*Use a decoder-only architecture"):
+        prefloop.load(tmp_path, device="cpu")
+
+
+def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
+    settings = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": BYTES}
+    AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **settings)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"transformers has no CausalLM model of this architecture, as of encoders"):
+        prefloop.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("mistake", ["positions", "mask", "cache", "rows", "repeats"])
+def test_each_mistake_in_decoding_is_seen_when_a_model_is_loaded(
+    mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an architecture would make it that ignores what it is told."""
+    model = gpt2() if mistake == "positions" else llama()  # rotary positions may all be off by the same number
+    check_model(model, "toy")
+    inner, cache = model.base_model.forward, sampler.DynamicCache
+
+    def forward(**given: Any) -> Any:
+        if given.get("use_cache") and mistake == "positions":
+            del given["position_ids"]
+        if given.get("use_cache") and mistake == "mask":
+            del given["attention_mask"]
+        if given.get("use_cache") and mistake == "cache" and given["input_ids"].shape[1] == 1:
+            given["past_key_values"], given["attention_mask"] = cache(config=model.config), None
+        return inner(**given)
+
+    class Forgetful(cache):
+        def reorder_cache(self, rows: torch.Tensor) -> None:
+            repeats = len(rows) > self.batch_size_now()
+            if (mistake == "rows" and not repeats) or (mistake == "repeats" and repeats):
+                rows = torch.arange(len(rows)) % self.batch_size_now()
+            super().reorder_cache(rows)
+
+        def batch_size_now(self) -> int:
+            return len(self.layers[0].keys)
+
+    monkeypatch.setattr(model.base_model, "forward", forward)
+    monkeypatch.setattr(sampler, "DynamicCache", Forgetful)
+    with pytest.raises(ValueError, match="gives other results with left padding and a cache than without"):
+        check_model(model, "toy")
+
+
+def test_padding_that_changes_a_training_pass_is_seen_when_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As experts of limited capacity do."""
+    model = llama()
+    inner = model.model.forward
+
+    def forward(**given: Any) -> Any:
+        result = inner(**given)
+        if len(given["input_ids"]) > 1 and not given["use_cache"]:
+            result.last_hidden_state = result.last_hidden_state * torch.tensor([1.0, 1.1])[:, None, None]
+        return result
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    with pytest.raises(ValueError, match="other results for a sequence that has padding behind it"):
+        check_model(model, "toy")
+
+
+def test_a_model_that_says_nan_is_not_let_through() -> None:
+    model = llama()
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(ValueError, match="a llama model"):
+        check_model(model, "toy")
+
+
+def test_a_model_of_texts_and_images_is_used_for_its_texts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Gemma3Config(
+        text_config={**LLAMA, **SPECIAL, "pad_token_id": None, "head_dim": 8, "sliding_window": WINDOW},
+        vision_config={**{k: v for k, v in BODY.items() if k != "initializer_range"}, "intermediate_size": 24}
+        | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=BYTES - 1,
+        boi_token_index=BYTES - 2,
+        eoi_token_index=BYTES - 3,
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    byte_tokenizer(pad=None).save_pretrained(tmp_path)
+    policy = prefloop.load(tmp_path, device="cpu")
+    assert policy.context == CONTEXT
+    result = prefloop.ppo(
+        policy,
+        [text(3, 0), text(16, 1)],
+        reward=lambda _prompt, response: float(len(response)),
+        iterations=1,
+        episodes=4,
+        minibatch_episodes=4,
+        epochs=1,
+        max_response_tokens=NEW_TOKENS,
+    )
+    assert result.metrics[0]["ratio_error"] < 1e-4
+    reward = RewardModel.from_policy(policy.model, policy.tokenizer, 0)
+    assert reward.model.config.get_text_config().pad_token_id == policy.tokenizer.pad_token_id
+
+
+# What the head of a reward model must be.
+
+
+def test_a_classifier_that_pools_otherwise_is_no_reward_model(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    config = AutoConfig.for_model("bert", **BODY, **SPECIAL, intermediate_size=24, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="for bert models is no linear score of the last token"):
+        load_reward_model(tmp_path, "cpu")
+
+
+def test_a_score_that_is_not_of_the_last_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = RewardModel.from_policy(llama(BYTES), byte_tokenizer(), 0).model
+    check_score(classifier)
+    inner = classifier.forward
+
+    def first_token(**given: Any) -> Any:
+        return inner(input_ids=given["input_ids"][:, :1])
+
+    monkeypatch.setattr(classifier, "forward", first_token)
+    with pytest.raises(ValueError, match="for llama models is no linear score of the last token"):
+        check_score(classifier)
+
+
+def test_a_reward_model_is_float32_whatever_the_folder_was(tmp_path: Path) -> None:
+    llama(BYTES).bfloat16().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    policy = prefloop.load(tmp_path, device="cpu")
+    assert RewardModel.from_policy(policy.model, policy.tokenizer, 0).model.dtype == torch.float32
+
+
+# How long a sequence may be.
+
+
+def test_rotary_frequencies_that_change_limit_the_context() -> None:
+    """A model whose frequencies depend on the longest sequence of a batch: right up to that length, wrong beyond."""
+    rope = {"rope_theta": 10_000.0, "original_max_position_embeddings": 20}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = llama(rope_parameters={"rope_type": "longrope", **factors, **rope})
+    assert context_of(model) == 20
+    for length, agrees in ((20, True), (21, False)):
+        sequences = random_sequences(0, [(4, 6), (4, length - 4)])
+        found = score_responses(model, sequences, 10_000)[0].double()
+        assert torch.allclose(found, naive_log_probs(model, sequences[0]), atol=1e-4) == agrees
+
+    class Layered:
+        config = AutoConfig.for_model("llama", max_position_embeddings=90)
+
+    Layered.config.rope_parameters = {"full_attention": {"rope_type": "longrope", **rope}, "sliding_attention": {}}
+    assert context_of(Layered) == 20
+    assert context_of(llama(max_position_embeddings=77)) == 77
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_learned_positions_are_used_to_the_last_of_them(name: str, tmp_path: Path) -> None:
+    save(name, True, tmp_path)
+    policy = prefloop.load(tmp_path, device="cpu")
+    prompts = [list(range(20, 20 + length)) for length in (CONTEXT - 4, 3)]
+    rollout = sample(policy.model, prompts, eos_id=-1, max_response_tokens=4)
+    assert len(rollout.sequences[0]) == policy.context == CONTEXT
+    for row, sequence in enumerate(rollout.sequences):
+        expected = naive_log_probs(policy.model, sequence)
+        torch.testing.assert_close(rollout.log_probs[row].double(), expected, atol=DECODING, rtol=0)
+    assert policy.tokenizer.pad_token == PAD

@@ -42,15 +42,16 @@ class TokenBatch:
 def context_of(model: Any) -> int:
     """The longest sequence that the model can read, in tokens.
 
-    Rotary frequencies of the types "dynamic" and "longrope" change for a whole batch once one of its sequences is
-    longer than those that the model was first trained on. Keys in a cache keep the old ones, so a sequence's
-    log-probabilities would depend on its neighbours and on the cache; such a model is used up to that length.
+    Rotary frequencies of the type "longrope" are others for a whole batch once one of its sequences is longer than
+    those that the model was first trained on, and the keys in a cache keep the old ones: a sequence's
+    log-probabilities would depend on its neighbours and on the cache. Such a model is used up to that length.
     """
     config = model.config.get_text_config()
     limit = int(getattr(config, "max_position_embeddings", sys.maxsize))
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        limit = min(limit, int(rope.get("original_max_position_embeddings", limit)))
+    for part in (rope, *rope.values()):  # one for all layers, or one for each kind of layer
+        if isinstance(part, dict) and part.get("rope_type") == "longrope":
+            limit = min(limit, int(part.get("original_max_position_embeddings", limit)))
     return limit
 
 

@@ -63,9 +63,9 @@ def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
         reason = str(error).splitlines()[0]
         if reason.startswith("Unrecognized configuration class"):
             raise ValueError(
-                f"{path}: transformers has no {kind.__name__.removeprefix('AutoModelFor')} model of this architecture, "
-                "as of encoders and encoder-decoders. Use a decoder-only model; docs/models.md lists those that are "
-                "tested"
+                f"{path}: transformers has no {kind.__name__.removeprefix('AutoModelFor')} model of this "
+                "architecture, as of encoders and encoder-decoders. Use a decoder-only model; docs/models.md lists "
+                "those that are tested"
             ) from error
         raise ValueError(
             f"cannot load a model from {str(path)!r}: {found}. A model folder needs config.json, *.safetensors "

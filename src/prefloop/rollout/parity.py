@@ -33,7 +33,8 @@ def check_model(model: Any, name: str) -> None:
         ValueError: the model is not causal, its logits are not its head applied to its last hidden states, padding
             changes its results, or its cache cannot be used.
     """
-    kind = f"{name}: a {model.config.model_type} model"
+    architecture = model.config.model_type
+    kind = f"{name}: {'an' if architecture[0] in 'aeio' else 'a'} {architecture} model"
     try:
         fault = _fault(model)
     except Exception as error:  # an architecture's own code may raise anything

@@ -134,7 +134,7 @@ class Decoder:
         lengths = torch.tensor([len(p) for p in prompts], device=model.device)
         places = torch.arange(longest, device=model.device)
         self._attention = (places >= longest - lengths[:, None]).long()
-        self._cache = DynamicCache(config=model.config)
+        self._cache: Any = DynamicCache(config=model.config)
         positions = (self._attention.cumsum(1) - 1).clamp(min=0)
         self._run(ids, {"attention_mask": self._attention, "position_ids": positions})
         if answers > 1:
