@@ -204,14 +204,14 @@ def test_each_mistake_in_decoding_is_seen_when_a_model_is_loaded(
     check_model(model, "toy")
     inner, cache = model.base_model.forward, sampler.DynamicCache
 
-    def forward(**given: Any) -> Any:
+    def forward(*args: Any, **given: Any) -> Any:
         if given.get("use_cache") and mistake == "positions":
             del given["position_ids"]
         if given.get("use_cache") and mistake == "mask":
             del given["attention_mask"]
         if given.get("use_cache") and mistake == "cache" and given["input_ids"].shape[1] == 1:
             given["past_key_values"], given["attention_mask"] = cache(config=model.config), None
-        return inner(**given)
+        return inner(*args, **given)
 
     class Forgetful(cache):
         def reorder_cache(self, rows: torch.Tensor) -> None:
