@@ -278,6 +278,9 @@ def test_a_model_of_texts_and_images_is_used_for_its_texts(tmp_path: Path) -> No
         max_response_tokens=NEW_TOKENS,
     )
     assert result.metrics[0]["ratio_error"] < 1e-4
+    texts = policy.model.config.get_text_config()
+    assert texts.pad_token_id == policy.tokenizer.pad_token_id
+    texts.pad_token_id = None
     reward = RewardModel.from_policy(policy.model, policy.tokenizer, 0)
     assert reward.model.config.get_text_config().pad_token_id == policy.tokenizer.pad_token_id
 
