@@ -236,6 +236,19 @@ def test_line_27_other_templates_train_on_every_answer(template: str) -> None:
     assert trained_text(chat, chat.render(DIALOGUE, "all")) == "Hello!<|im_end|>Fine — thanks.<|im_end|>"
 
 
+def test_a_turn_that_is_rewritten_far_back_is_seen_too() -> None:
+    """A greeting is written before the answer of a single turn, and nowhere in longer conversations."""
+    greeting = "{{ 'Good day. ' if m['role'] == 'assistant' and messages | length < 3 else '' }}{{ m['content'] }}"
+    chat = templated(CHATML.replace("{{ m['content'] }}", greeting))
+    longer = [*DIALOGUE, user("Good."), assistant("Bye.")]
+    turns = [{"role": turn.role, "content": turn.content} for turn in longer]
+    expected = str(chat.tokenizer.apply_chat_template(turns, tokenize=False))
+    assert "Good day" in whole_text(chat, chat.render(DIALOGUE[:2]))
+    assert whole_text(chat, chat.render(longer)) == expected.removesuffix("\n")
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        chat.render(longer, "all")
+
+
 def test_thoughts_are_trained_on_and_sampled_alike() -> None:
     chat = templated(THINKING)
     thought = "<think>hm</think>Yes."
