@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,17 +147,144 @@ def test_a_tokenizer_without_eos_is_refused_with_the_remedy() -> None:
         plain(eos=None)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    """As templates do that keep a model's thoughts in the last turn only."""
+# Templates as they are found. The oracle is the template's own text, and for marked ones transformers' own mask.
+
+SPOKEN = [{"role": turn.role, "content": turn.content} for turn in DIALOGUE]
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Thoughts stay in the last answer only, where they are written even if there are none (Qwen3).
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}{% set parts = m['content'].split('</think>') %}"
+    "{% if loop.last %}<think>\n{{ parts[0].replace('<think>', '').strip() if parts | length > 1 else '' }}\n</think>"
+    "\n\n{% endif %}{{ parts[-1].strip() }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# The eos stands at the very end only; turns end with a mark of their own (Phi-3).
+EOS_AT_THE_END = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are kind.<|im_end|>\n{% endif %}" + CHATML
+)
+TRIMMED = CHATML.replace("m['content']", "m['content'] | trim")
+
+
+def templated(template: str) -> Chat:
     chat = chatml()
-    chat.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}:"
-        "{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
+    chat.tokenizer.chat_template = template
+    return chat
+
+
+def spoken(chat: Chat, turns: int, announce: bool) -> str:
+    return str(chat.tokenizer.apply_chat_template(SPOKEN[:turns], tokenize=False, add_generation_prompt=announce))
+
+
+def test_line_27_a_template_with_generation_marks_gives_transformers_own_mask() -> None:
+    chat = templated(MARKED)
+    expected = chat.tokenizer.apply_chat_template(
+        SPOKEN, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    assert chat.render(DIALOGUE[:2]).response_tokens == len("Hello!") + 1
-    with pytest.raises(ValueError, match="rewrites earlier turns when a later one is added"):
-        chat.render(DIALOGUE)
+    rendered = chat.render(DIALOGUE, "all")
+    assert rendered.ids == expected["input_ids"][:-1]  # without the newline after the last eos
+    assert rendered.mask == [bool(marked) for marked in expected["assistant_masks"][:-1]]
+    assert 0 < sum(rendered.mask) < len(rendered)
+
+
+@pytest.mark.parametrize("loss_on", ["all", "last"])
+def test_line_27_a_template_with_marks_and_one_without_give_the_same(loss_on: Literal["all", "last"]) -> None:
+    assert templated(MARKED).render(DIALOGUE, loss_on) == templated(CHATML).render(DIALOGUE, loss_on)
+    assert templated(MARKED).prompt_ids(DIALOGUE[:3]) == templated(CHATML).prompt_ids(DIALOGUE[:3])
+
+
+def test_line_27_marks_without_the_eos_do_not_take_it_out_of_the_loss() -> None:
+    """Many templates mark the words only; an answer whose end is not learnt never ends."""
+    narrow = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    assert narrow != MARKED
+    assert templated(narrow).render(DIALOGUE, "all") == templated(MARKED).render(DIALOGUE, "all")
+
+
+@pytest.mark.parametrize("template", [MARKED, THINKING, EOS_AT_THE_END, DEFAULT_SYSTEM, TRIMMED, CHATML])
+@pytest.mark.parametrize("turns", [1, 3])
+def test_line_27_prompt_and_answer_are_the_templates_own_text(template: str, turns: int) -> None:
+    chat = templated(template)
+    asked, rendered = chat.prompt_ids(DIALOGUE[:turns]), chat.render(DIALOGUE[: turns + 1])
+    assert chat.tokenizer.decode(asked) == spoken(chat, turns, announce=True)
+    assert whole_text(chat, rendered) == spoken(chat, turns + 1, announce=False).removesuffix("\n")
+    assert rendered.ids[: len(asked)] == asked
+    assert rendered.mask == [False] * len(asked) + [True] * (len(rendered) - len(asked))
+    assert rendered.ids[-1] == chat.eos_id
+
+
+@pytest.mark.parametrize("template", [THINKING, EOS_AT_THE_END])
+def test_a_template_that_rewrites_earlier_turns_trains_on_the_last_only(template: str) -> None:
+    chat = templated(template)
+    assert chat.render(DIALOGUE[:2], "all") == chat.render(DIALOGUE[:2], "last")
+    with pytest.raises(ValueError, match=r'rewrites earlier turns .* Use sft\.loss_on = "last"'):
+        chat.render(DIALOGUE, "all")
+
+
+@pytest.mark.parametrize("template", [MARKED, DEFAULT_SYSTEM, TRIMMED, CHATML])
+def test_line_27_other_templates_train_on_every_answer(template: str) -> None:
+    chat = templated(template)
+    assert trained_text(chat, chat.render(DIALOGUE, "all")) == "Hello!<|im_end|>Fine — thanks.<|im_end|>"
+
+
+def test_a_turn_that_is_rewritten_far_back_is_seen_too() -> None:
+    """A greeting is written before the answer of a single turn, and nowhere in longer conversations."""
+    greeting = "{{ 'Good day. ' if m['role'] == 'assistant' and messages | length < 3 else '' }}{{ m['content'] }}"
+    chat = templated(CHATML.replace("{{ m['content'] }}", greeting))
+    longer = [*DIALOGUE, user("Good."), assistant("Bye.")]
+    turns = [{"role": turn.role, "content": turn.content} for turn in longer]
+    expected = str(chat.tokenizer.apply_chat_template(turns, tokenize=False))
+    assert "Good day" in whole_text(chat, chat.render(DIALOGUE[:2]))
+    assert whole_text(chat, chat.render(longer)) == expected.removesuffix("\n")
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        chat.render(longer, "all")
+
+
+def test_thoughts_are_trained_on_and_sampled_alike() -> None:
+    chat = templated(THINKING)
+    thought = "<think>hm</think>Yes."
+    rendered = chat.answered(Prompt.of("Well?"), thought)
+    assert trained_text(chat, rendered) == "<think>\nhm\n</think>\n\nYes.<|im_end|>"
+    again = chat.text([i for i, m in zip(rendered.ids, rendered.mask, strict=True) if m])
+    assert chat.answered(Prompt.of("Well?"), again) == rendered
+
+
+def test_a_template_that_begins_the_answer_itself_is_refused_for_training() -> None:
+    """As those that announce an answer by an opened thought, and leave the thought out of the answers they write."""
+    chat = templated(CHATML.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\n<think>{%"))
+    assert chat.tokenizer.decode(chat.prompt_ids(DIALOGUE[:1])).endswith("assistant\n<think>")
+    with pytest.raises(ValueError, match=r"does not write before one that is there .*<think>.*another chat_template"):
+        chat.render(DIALOGUE[:2])
+
+
+def test_a_template_that_leaves_out_a_part_of_the_answer_is_refused() -> None:
+    chat = templated(CHATML.replace("m['content']", "m['content'].split('</think>')[-1]"))
+    assert trained_text(chat, chat.answered(Prompt.of("Well?"), "Yes.")) == "Yes.<|im_end|>"
+    with pytest.raises(ValueError, match=r"leaves out a part of the answer '<think>hm</think>Yes\.'"):
+        chat.answered(Prompt.of("Well?"), "<think>hm</think>Yes.")
+
+
+def test_a_template_that_trims_changes_white_space_only() -> None:
+    chat = templated(TRIMMED)
+    rendered = chat.render([user("  Hi\n"), assistant("\n Hello  there! \n")])
+    assert trained_text(chat, rendered) == "Hello  there!<|im_end|>"
+    assert rendered == chat.render([user("Hi"), assistant("Hello  there!")])
+
+
+def test_a_default_system_message_is_written_unless_there_is_one() -> None:
+    chat = templated(DEFAULT_SYSTEM)
+    assert chat.tokenizer.decode(chat.prompt_ids(DIALOGUE)).count("You are kind.") == 1
+    own = [Message(role="system", content="Be brief."), *DIALOGUE]
+    assert "You are kind." not in whole_text(chat, chat.render(own, "all"))
 
 
 def test_a_template_that_refuses_a_conversation_says_which() -> None:

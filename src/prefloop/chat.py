@@ -76,7 +76,13 @@ class Chat:
         """A whole conversation whose last message is the assistant's, with the mask of what is trained on."""
         if messages[-1].role != "assistant":
             raise ValueError(f"the last message must be the assistant's; it is the {messages[-1].role}'s")
-        return self._encode(self._pieces(messages), loss_on)
+        pieces = self._pieces(messages)
+        if loss_on == "all" and sum(piece.answer for piece in pieces) < sum(m.role == "assistant" for m in messages):
+            raise ValueError(
+                "the tokenizer's chat template rewrites earlier turns when a later one is added, so the model cannot "
+                'be trained on all of them at once. Use sft.loss_on = "last", or another chat_template'
+            )
+        return self._encode(pieces, loss_on)
 
     def answered(self, prompt: Prompt, answer: str) -> Rendered:
         """A prompt and one answer to it; the answer is masked in."""
@@ -160,26 +166,46 @@ class Chat:
         return _default_pieces(messages)
 
     def _template_pieces(self, messages: Sequence[Message]) -> list[Piece]:
-        """Render longer and longer starts of the conversation; what each adds is a piece."""
-        eos: str = self.tokenizer.eos_token
+        if messages[-1].role != "assistant":
+            return self._asked_pieces(messages)
+        asked, answer = messages[:-1], messages[-1]
+        announced, answered = self._template(asked, announce=True), self._template(messages, announce=False)
+        if not answered.startswith(announced):
+            raise ValueError(
+                "the tokenizer's chat template asks for an answer with words that it does not write before one that "
+                f"is there ({_tail(announced)} against {_tail(answered)}), so what the model is to go on from and "
+                "what it is trained on would differ. Use another chat_template"
+            )
+        text = self._until_eos(answered[len(announced) :])
+        if _letters(self._quote(answer.content)) not in _letters(text):
+            raise ValueError(
+                f"the tokenizer's chat template leaves out a part of the answer {answer.content[:60]!r}, so the "
+                "model would be trained on another one. Use another chat_template"
+            )
+        return [*self._asked_pieces(asked), Piece(text, True)]
+
+    def _asked_pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """A conversation up to the words that announce an answer: what longer and longer starts of it add.
+
+        Some templates write an earlier turn otherwise than the last (Qwen3 leaves out its thoughts, Phi-3 its eos).
+        Then all of it is one piece, as the template has it, and no earlier answer can be told from what surrounds it.
+        """
+        whole = self._template(messages, announce=True)
         pieces, done = [], ""
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
+        for index in (index for index, message in enumerate(messages) if message.role == "assistant"):
             announced = self._template(messages[:index], announce=True)
             answered = self._template(messages[: index + 1], announce=False)
-            self._must_continue(done, announced)
-            self._must_continue(announced, answered)
-            answer = answered[len(announced) :]
-            # What a template writes after the eos (often a newline) belongs to the next question.
-            cut = answer.rfind(eos) + len(eos) if eos in answer else len(answer)
-            pieces += [Piece(announced[len(done) :], False), Piece(answer[:cut], True)]
-            done = answered[: len(announced) + cut]
-        if messages[-1].role != "assistant":
-            announced = self._template(messages, announce=True)
-            self._must_continue(done, announced)
-            pieces.append(Piece(announced[len(done) :], False))
-        return pieces
+            if not (announced.startswith(done) and answered.startswith(announced)):
+                return [Piece(whole, False)]
+            answer = self._until_eos(answered[len(announced) :])
+            pieces += [Piece(announced[len(done) :], False), Piece(answer, True)]
+            done = announced + answer
+        return [*pieces, Piece(whole[len(done) :], False)] if whole.startswith(done) else [Piece(whole, False)]
+
+    def _until_eos(self, answer: str) -> str:
+        """What a template writes after the eos (often a newline) belongs to the next question."""
+        before, eos, _ = answer.rpartition(self.tokenizer.eos_token)
+        return before + eos if eos else answer
 
     def _template(self, messages: Sequence[Message], announce: bool) -> str:
         turns = [{"role": message.role, "content": self._quote(message.content)} for message in messages]
@@ -191,13 +217,14 @@ class Chat:
             roles = ", ".join(message.role for message in messages)
             raise ValueError(f"the tokenizer's chat template refuses a conversation of {roles}: {error}") from error
 
-    def _must_continue(self, start: str, whole: str) -> None:
-        if not whole.startswith(start):
-            raise ValueError(
-                "the tokenizer's chat template rewrites earlier turns when a later one is added, so what the model "
-                'saw and what it is trained on would differ. Use sft.loss_on = "last" with single answers, or '
-                "another chat_template"
-            )
+
+def _letters(text: str) -> str:
+    """Without white space, which templates trim and add."""
+    return "".join(text.split())
+
+
+def _tail(text: str) -> str:
+    return repr("…" + text[-30:])
 
 
 def _cuts(prompt: Prompt) -> tuple[int, Callable[[int], tuple[Message, ...]]]:

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from prefloop.chat import Chat
 from prefloop.feedback.records import Prompt
-from prefloop.models.forward import TokenBatch, context_of, head_logits, hidden_states
+from prefloop.models.forward import context_of
 from prefloop.models.loading import PAD_TOKEN, load_pretrained
+from prefloop.rollout.parity import check_model
 from prefloop.rollout.sampler import sample
 
 
@@ -70,15 +71,16 @@ def load_policy(path: str | Path, device: str | None = None) -> Policy:
 
     Raises:
         ValueError: the folder is missing or unreadable, the tokenizer has no eos token, or the architecture
-            computes its logits in a way that prefloop does not know.
+            would be sampled from or trained wrongly (:mod:`prefloop.rollout.parity`).
     """
     model, tokenizer = load_pretrained(AutoModelForCausalLM, path, device)
     if tokenizer.eos_token_id is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
         _make_room(model, len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
+    # A model of texts and images has a configuration for each, and reads the texts'.
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     policy = Policy(model, tokenizer)
-    _check_head(model, str(path))
+    check_model(model, str(path))
     return policy
 
 
@@ -97,18 +99,3 @@ def _make_room(model: Any, vocabulary: int) -> None:
         for parameter in (layer.weight, getattr(layer, "bias", None)):
             if parameter is not None:
                 parameter[old:] = parameter[:old].mean(0)
-
-
-@torch.no_grad()
-def _check_head(model: Any, name: str) -> None:
-    """Refuse an architecture whose logits are not its head applied to its last hidden states."""
-    ids = torch.arange(1, 5, device=model.device)[None]
-    everything = torch.ones_like(ids, dtype=torch.bool)
-    batch = TokenBatch(ids, everything, everything)
-    ours = head_logits(model, hidden_states(model, batch)[0])
-    theirs = model(input_ids=ids).logits[0]
-    if not torch.allclose(ours, theirs, atol=1e-4, rtol=1e-3):
-        raise ValueError(
-            f"{name}: a {model.config.model_type} model computes its logits in a way that prefloop does not know, "
-            "so its log-probabilities would be wrong. Please report the architecture"
-        )

@@ -242,7 +242,7 @@ def test_a_head_that_prefloop_does_not_know_is_refused(tmp_path: Path, monkeypat
         return model.get_output_embeddings()(states)
 
     assert head_logits is not without_cap
-    monkeypatch.setattr("prefloop.policy.head_logits", without_cap)
+    monkeypatch.setattr("prefloop.rollout.parity.head_logits", without_cap)
     with pytest.raises(ValueError, match="a gemma2 model computes its logits in a way that prefloop does not know"):
         load_policy(tmp_path)
 

@@ -38,7 +38,9 @@ def frequent_eos(model: Any) -> Any:
     return model
 
 
-def slow_sample(model: Any, prompt: list[int], uniforms: np.ndarray[Any, Any], temperature: float) -> list[int]:
+def slow_sample(
+    model: Any, prompt: list[int], uniforms: np.ndarray[Any, Any], temperature: float, eos_id: int = EOS
+) -> list[int]:
     """One row: the whole sequence through the model for every token, the distribution inverted by a loop."""
     ids: list[int] = []
     for uniform in uniforms:
@@ -50,7 +52,7 @@ def slow_sample(model: Any, prompt: list[int], uniforms: np.ndarray[Any, Any], t
             cumulative = itertools.accumulate(torch.softmax(logits / temperature, 0).tolist())
             token = next(place for place, total in enumerate(cumulative) if uniform < total)
         ids.append(token)
-        if token == EOS:
+        if token == eos_id:
             break
     return ids
 

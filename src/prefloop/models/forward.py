@@ -40,8 +40,24 @@ class TokenBatch:
 
 
 def context_of(model: Any) -> int:
-    """The longest sequence that the model can read, in tokens."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize))
+    """The longest sequence that the model can read, in tokens.
+
+    Rotary frequencies of the type "longrope" are others for a whole batch once one of its sequences is longer than
+    those that the model was first trained on, and the keys in a cache keep the old ones: a sequence's
+    log-probabilities would depend on its neighbours and on the cache. Such a model is used up to that length.
+    """
+    config = model.config.get_text_config()
+    limit = int(getattr(config, "max_position_embeddings", sys.maxsize))
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):  # one for all layers, or one for each kind of layer
+        if isinstance(part, dict) and part.get("rope_type") == "longrope":
+            limit = min(limit, int(part.get("original_max_position_embeddings", limit)))
+    return limit
+
+
+def width_of(model: Any) -> int:
+    """The width of the last hidden states (OPT's may be other than ``hidden_size``)."""
+    return int(model.get_output_embeddings().weight.shape[1])
 
 
 def pad(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:

@@ -57,7 +57,7 @@ class RewardModel:
         """
         config = copy.deepcopy(model.config)
         config.num_labels = len(criteria) if criteria else 1
-        config.pad_token_id = tokenizer.pad_token_id
+        config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
         config.reward_shift = 0.0
         if criteria:
             config.id2label, config.label2id = dict(enumerate(criteria)), {n: i for i, n in enumerate(criteria)}
@@ -69,12 +69,14 @@ class RewardModel:
                 f"transformers has no sequence classifier for {config.model_type} models, so no reward model "
                 "can be made of one. Choose another architecture"
             ) from error
+        classifier = classifier.to(model.dtype)
+        check_score(classifier.eval())
         classifier.base_model.load_state_dict(model.base_model.state_dict())
         generator = torch.Generator().manual_seed(seed)
         weight = classifier.score.weight
         with torch.no_grad():
             weight.normal_(0, 1 / math.sqrt(weight.shape[1] + 1), generator=generator)
-        return cls(classifier.to(model.device).eval(), tokenizer)
+        return cls(classifier.to(model.device), tokenizer)
 
     @property
     def context(self) -> int:
@@ -196,3 +198,27 @@ class RewardEnsemble(RewardModel):
         self.model.config.reward_pessimism = self.pessimism
         for number, member in enumerate(self.members, start=1):
             member.save(folder if number == 1 else Path(folder) / f"member-{number}")
+
+
+@torch.no_grad()
+def check_score(classifier: Any) -> None:
+    """Refuse a classifier whose logit is not its ``score`` of the last real token's state.
+
+    Measured on four tokens, not looked up: transformers' classifiers differ in what they pool and in the layers
+    after it.
+
+    Raises:
+        ValueError: the classifier is of another make.
+    """
+    vocabulary, pad_id = classifier.get_input_embeddings().num_embeddings, classifier.config.pad_token_id
+    ids = torch.tensor([[i for i in range(min(6, vocabulary)) if i != pad_id][-4:]], device=classifier.device)
+    score = getattr(classifier, "score", None)
+    if isinstance(score, nn.Linear):
+        expected = classifier(input_ids=ids).logits[0]
+        found = score(classifier.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1])
+        if torch.allclose(found, expected, atol=1e-4, rtol=1e-3):
+            return
+    raise ValueError(
+        f"the sequence classifier of transformers for {classifier.config.model_type} models is no linear score of "
+        "the last token, so no reward model can be made of one. Choose another architecture"
+    )

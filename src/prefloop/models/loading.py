@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefloop.models.heads import RewardEnsemble, RewardModel
+from prefloop.models.heads import RewardEnsemble, RewardModel, check_score
 
 PAD_TOKEN = "<|pad|>"
 
@@ -58,6 +58,7 @@ def _load_member(path: str | Path, device: str | None) -> RewardModel:
         )
     if not hasattr(config, "reward_shift"):
         config.reward_shift = [0.0] * len(labels) if weights else 0.0
+    check_score(model)
     return RewardModel(model, tokenizer)
 
 
@@ -88,6 +89,12 @@ def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
             else "there is no such folder, and no hub answered under that name"
         )
         reason = str(error).splitlines()[0]
+        if reason.startswith("Unrecognized configuration class"):
+            raise ValueError(
+                f"{path}: transformers has no {kind.__name__.removeprefix('AutoModelFor')} model of this "
+                "architecture, as of encoders and encoder-decoders. Use a decoder-only model; docs/models.md lists "
+                "those that are tested"
+            ) from error
         raise ValueError(
             f"cannot load a model from {str(path)!r}: {found}. A model folder needs config.json, *.safetensors "
             f"and a tokenizer. ({reason})"

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,7 +68,7 @@ def sample(
         group = by_length[start : start + group_size]
         alive = torch.tensor([i * answers + k for i in group for k in range(answers)], device=device)
         ended = torch.zeros(len(alive), dtype=torch.bool, device=device)
-        decoder = _Decoder(model, [prompts[i] for i in group], answers)
+        decoder = Decoder(model, [prompts[i] for i in group], answers)
         for step in range(max_response_tokens):
             logits = head_logits(model, decoder.states)
             tokens, token_log_probs, token_entropy = draw(logits, uniforms[alive, step], temperature)
@@ -119,42 +120,45 @@ def draw(
     return tokens, distribution.gather(1, tokens[:, None])[:, 0], entropy
 
 
-class _Decoder:
+class Decoder:
     """The cache of a group of rows, and their latest hidden states (one for each row)."""
 
     def __init__(self, model: Any, prompts: Sequence[list[int]], answers: int) -> None:
         self._model = model
+        # Models without attention (Mamba) call their cache so. A state that has read the prompt holds no padding any
+        # more: such a model takes an attention mask with the prompts only, and misreads a longer one.
+        self._recurrent = "cache_params" in inspect.signature(model.base_model.forward).parameters
         self.states: Float[Tensor, "B d"]
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
         lengths = torch.tensor([len(p) for p in prompts], device=model.device)
         places = torch.arange(longest, device=model.device)
         self._attention = (places >= longest - lengths[:, None]).long()
-        self._cache = DynamicCache(config=model.config)
-        self._run(ids, (self._attention.cumsum(1) - 1).clamp(min=0))
+        self._cache: Any = DynamicCache(config=model.config)
+        positions = (self._attention.cumsum(1) - 1).clamp(min=0)
+        self._run(ids, {"attention_mask": self._attention, "position_ids": positions})
         if answers > 1:
-            self._cache.batch_repeat_interleave(answers)
-            self._attention = self._attention.repeat_interleave(answers, 0)
-            self.states = self.states.repeat_interleave(answers, 0)
+            self._reorder(torch.arange(len(prompts), device=model.device).repeat_interleave(answers))
 
     def advance(self, tokens: Int[Tensor, " B"]) -> None:
         """Read one more token of each row."""
         self._attention = torch.cat([self._attention, self._attention.new_ones(len(tokens), 1)], dim=1)
-        self._run(tokens[:, None], self._attention.sum(1, keepdim=True) - 1)
+        positions = self._attention.sum(1, keepdim=True) - 1
+        where = {} if self._recurrent else {"attention_mask": self._attention, "position_ids": positions}
+        self._run(tokens[:, None], where)
 
     def keep(self, rows: Int[Tensor, " b"]) -> None:
         """Forget all other rows."""
-        self._cache.batch_select_indices(rows)
-        self._attention = self._attention[rows]
+        self._reorder(rows)
 
-    def _run(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> None:
-        states = self._model.base_model(
-            input_ids=ids,
-            attention_mask=self._attention,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
+    def _reorder(self, rows: Int[Tensor, " b"]) -> None:
+        # Of a cache's ways to choose and repeat rows, this is the one that every kind of layer has.
+        self._cache.reorder_cache(rows)
+        self._attention, self.states = self._attention[rows], self.states[rows]
+
+    def _run(self, ids: Int[Tensor, "B T"], where: dict[str, Tensor]) -> None:
+        cache = {"cache_params" if self._recurrent else "past_key_values": self._cache}
+        states = self._model.base_model(input_ids=ids, use_cache=True, **where, **cache).last_hidden_state
         self.states = states[:, -1]
 
 

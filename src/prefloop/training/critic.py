@@ -12,7 +12,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prefloop.models.forward import TokenBatch, hidden_states, micro_batches, pad, predicting_states
+from prefloop.models.forward import TokenBatch, hidden_states, micro_batches, pad, predicting_states, width_of
 from prefloop.models.heads import RewardModel, ValueHead
 from prefloop.rollout.batch import Rollout
 
@@ -21,7 +21,7 @@ class SharedCritic:
     """A linear head on the policy's trunk. It starts at zero; its values are read off while decoding."""
 
     def __init__(self, policy_model: Any) -> None:
-        self.head = ValueHead(policy_model.config.get_text_config().hidden_size).to(policy_model.device)
+        self.head = ValueHead(width_of(policy_model)).to(policy_model.device)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.head.parameters()
