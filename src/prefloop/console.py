@@ -153,7 +153,7 @@ def comparison_table(comparisons: Sequence[dict[str, Any]]) -> Group:
     # Narrow enough for a terminal of 80 columns; a long path is folded, not cut.
     against = ", ".join(dict.fromkeys(f["against"] for f in comparisons))
     title = Text(f"On held-out prompts, against {against}")
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", overflow="fold")
     for heading in ("win rate (95 %)", "judge's score", "learned reward", "tokens", "KL"):
         table.add_column(heading, justify="right", no_wrap=True)
