@@ -204,7 +204,10 @@ def test_a_run_without_judgements_or_demonstrations(refused: Any, tmp_path: Path
     demonstrations = [{"prompt": f"p{i}", "response": "r"} for i in range(20)]
     rows(tmp_path / "demonstrations.jsonl", *demonstrations)
     options = settings('data.files=["demonstrations.jsonl"]', "data.heldout_fraction=0.3")
-    assert "the store has no judgements by the criterion 'overall'. Import comparisons" in _fails(refused, *options)
+    assert (
+        "the store has no judgements by the criterion 'overall' (data.criterion, reward.criteria). Import"
+        in _fails(refused, *options)
+    )
     assert names(tmp_path / "runs" / "run") == [".label.partial", ".lock", "pretrain", "recipe.toml", "sft"]
     told = _fails(refused, *options, "--set", "sft.demonstrations=preferred")
     assert "there are no demonstrations to learn from" in told

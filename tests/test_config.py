@@ -35,7 +35,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 OPTIMISATION = "learning_rate warmup_fraction weight_decay max_grad_norm micro_batch_tokens"
 SAMPLED = f"{OPTIMISATION} iterations episodes minibatch_episodes epochs temperature max_response_tokens "
 SAMPLED += "missing_eos_penalty"
-GRADIENT = f"{SAMPLED} kl_coef kl_in kl_estimator kl_target kl_horizon scale_scores clip_scores whiten_rewards "
+GRADIENT = f"{SAMPLED} kl_coef kl_in kl_estimator kl_target kl_horizon scale_scores clip_scores "
 GRADIENT += "clip_range dual_clip entropy_coef"
 FIELDS = {
     "data": "files world world_prompts world_heldout heldout_fraction criterion "
@@ -47,7 +47,7 @@ FIELDS = {
     "label": "by overlap minimum",
     "reward": f"{OPTIMISATION} epochs batch_size centre_coef loss margin random_answers ensemble pessimism criteria",
     "judge": f"{OPTIMISATION} epochs batch_size centre_coef loss margin random_answers fraction",
-    "ppo": f"{GRADIENT} answers critic gamma lam value_clip_range value_coef",
+    "ppo": f"{GRADIENT} answers critic gamma lam value_clip_range value_coef whiten_rewards",
     "reinforce": f"{GRADIENT} gamma",
     "rloo": f"{GRADIENT} answers",
     "grpo": f"{GRADIENT} answers scale_advantages",
@@ -106,6 +106,7 @@ def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
         ("pppo.kl_coef=0.1", ["pppo:", "did you mean ppo?"]),
         ("rloo.value_coef=0.1", ["rloo.value_coef: there is no such key", "Allowed here: ", "answers"]),
         ("grpo.lam=0.9", ["grpo.lam: there is no such key", "Allowed here: "]),
+        ("rloo.whiten_rewards=true", ["rloo.whiten_rewards: there is no such key"]),
         ("rloo.answers=1", ["rloo.answers = 1", "greater than or equal to 2"]),
         ("sed=1", ["sed:", "did you mean seed?"]),
         ("zzz=1", ["zzz:", "no such key. Allowed here: name"]),
@@ -181,7 +182,14 @@ def test_all_faults_are_told_at_once() -> None:
         (["ppo.answers=3"], ["ppo: episodes (128)", "multiple of answers (3)"]),
         (["rloo.answers=3"], ["rloo: episodes (128)", "multiple of answers (3)"]),
         (["online_dpo.answers=3"], ["online_dpo: minibatch_episodes (32)", "multiple of answers (3)"]),
-        (["online_dpo.judge=annotators"], ["online_dpo.judge", "simulated", '"reward"']),
+        (
+            ["online_dpo.judge=annotators", 'algorithms=["online_dpo"]'],
+            ["online_dpo.judge", "simulated", '"reward"'],
+        ),
+        (
+            ["label.by=human", "reward.criteria={overall = 1.0, tone = 0.5}"],
+            ['label.by = "human" asks by one criterion', "overall, tone"],
+        ),
         (['algorithms=["ppo","ppo"]'], ["algorithms", "twice"]),
         (["name=a/b"], ["name 'a/b'", "plain folder name"]),
         (["name=.."], ["name '..'"]),
@@ -279,7 +287,12 @@ def test_a_setting_inside_a_value() -> None:
 def test_dump_and_load_give_the_same_recipe(tmp_path: Path) -> None:
     recipe = make_recipe(
         demo_table("a name", 3, "ppo", human=True),
-        ['data.files=["ä.jsonl"]', "ppo.learning_rate=1.25e-7", "reward.criteria={kind=1.0, b-2=-0.5}"],
+        [
+            "label.by=none",
+            'data.files=["ä.jsonl"]',
+            "ppo.learning_rate=1.25e-7",
+            "reward.criteria={kind=1.0, b-2=-0.5}",
+        ],
     )
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
@@ -348,6 +361,17 @@ def test_a_faulty_reward_is_refused(row: dict[str, Any], parts: list[str]) -> No
     message = refusal(table={"rewards": [row]})
     for part in parts:
         assert part in message
+
+
+def test_settings_that_rewards_from_elsewhere_leave_without_effect_are_named() -> None:
+    row = {"name": "short", "function": "f.py:g"}
+    settings = ["label.by=human", "label.minimum=9", "reward.ensemble=4", "sample.prompts=7"]
+    found = make_recipe({"rewards": [row], "algorithms": ["ppo"]}, settings).ignored
+    assert found == {"nothing learns from comparisons": ["label.minimum", "sample.prompts", "reward.ensemble"]}
+    assert make_recipe({"rewards": [row], "algorithms": ["dpo"]}).ignored == {
+        "no algorithm samples responses to reward": ["rewards"]
+    }
+    assert make_recipe({}, ["online_dpo.judge=annotators"]).ignored == {}  # it may stand ready
 
 
 def test_rewards_from_elsewhere_need_no_comparisons() -> None:

@@ -35,8 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "runs": set(),
     "dataset": {"config", "recipes", "chat", "demo", *DATA},
     "context": {"config", "recipes", "dataset", "demo", "policy", "rollout", "runs", "training", *DATA},
-    "judging": {"context", "evaluation", "models", "policy", *DATA},
-    "rewarding": {"config", "context", "judging", "chat", "evaluation", "models", "rollout", *DATA},
+    "rewarding": {"config", "context", "chat", "models", "rollout", *DATA},
+    "judging": {"context", "rewarding", "evaluation", "models", "policy", *DATA},
     "stages": {
         *("config", "context", "dataset", "judging", "rewarding", "runs"),
         *("chat", "labelers", "evaluation", "policy", "models", "rollout", "training"),

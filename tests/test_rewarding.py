@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_pipeline import TINY, Recorder
+from tests.test_pipeline import TINY, Recorder, dialogues, from_store
 
 from prefloop import pipeline
 from prefloop.config import RewardSource
 from prefloop.feedback.store import Store
-from prefloop.judging import NO_JUDGE, TRAINED_JUDGE
+from prefloop.judging import NO_OTHER_JUDGE, TRAINED_JUDGE
+from prefloop.labelers.simulated import PANEL
 from prefloop.models.loading import load_reward_model
 from prefloop.recipes import Recipe, make_recipe
 from prefloop.rewarding import load_function
 from prefloop.rollout.reward import Batched
 from prefloop.runs import read_json, read_lines
+from prefloop.tasks import evaluate_pair
 
 FILE = """
 from helper import LIMIT
@@ -82,7 +84,7 @@ def test_where_nobody_else_can_judge_the_rewards_do_with_an_alarm(project: Path)
         run = pipeline.run(make_recipe(table), project)
     found = read_json(run / "evaluation" / "reinforce.json")
     assert found["judge"] == TRAINED_JUDGE
-    assert found["alarms"][0] == NO_JUDGE
+    assert found["alarms"][0] == NO_OTHER_JUDGE
     for row in read_lines(run / "evaluation" / "reinforce.samples.jsonl"):
         expected = -0.5 * len(row["after"]) / 40 - row["after"].count("!")
         assert row["true_after"] == pytest.approx(expected)
@@ -150,6 +152,69 @@ def test_a_function_is_what_its_name_says(project: Path) -> None:
     assert one("x", "y" * 40) == -1.0  # type: ignore[arg-type]
     assert isinstance(many, Batched)
     assert many.function(["x", "x"], ["!", "a!!"]) == [1.0, 2.0]
+
+
+def test_a_file_of_rewards_may_be_any_python(project: Path) -> None:
+    """A dataclass with deferred annotations looks its module up; not every text is UTF-8; two files, two modules."""
+    text = "# -*- coding: latin-1 -*-\nfrom __future__ import annotations\nfrom dataclasses import dataclass\n"
+    text += "@dataclass\nclass Ruler:\n    unit: float = 40.0\n\ndef size(prompt, response):\n"
+    text += "    # gr\xf6\xdfer\n    return len(response) / Ruler().unit\n"
+    (project / "any.py").write_bytes(text.encode("latin-1"))
+    size = {"name": "size", "function": "any.py:size"}
+    run = pipeline.run(recipe(size, BREVITY), project)
+    line = read_lines(run / "rloo" / "metrics.jsonl")[0]
+    assert line["reward_size"] == pytest.approx(-line["reward_brevity"])
+
+
+def test_a_folder_that_is_not_there_is_refused_before_anything_runs(project: Path) -> None:
+    watcher = Recorder()
+    with pytest.raises(ValueError, match="reward 'other': there is no folder models/of/harm"):
+        pipeline.run(recipe({"name": "other", "model": "models/of/harm"}), project, listener=watcher)
+    assert watcher.ran == []
+
+
+def test_prefloop_evaluate_judges_a_run_without_a_reward_model(project: Path) -> None:
+    rows = [{"prompt": f"Say {i}", "response": "yes " * (i % 5 + 1)} for i in range(40)]
+    (project / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    table = {key: value for key, value in TINY.items() if key not in ("label", "data")}
+    table |= {
+        "data": {"files": ["rows.jsonl"], "max_prompt_tokens": 64, "max_response_tokens": 60},
+        "algorithms": ["rloo"],
+        "rewards": [BREVITY | {"function": f"{project}/rewards.py:brevity"}],
+    }
+    made = make_recipe(table)
+    with pytest.warns(UserWarning, match="Name an independent one"):
+        run = pipeline.run(made, project)
+    with pytest.warns(UserWarning, match="Name an independent one"):
+        [found] = evaluate_pair(made, project, project, f"{run}/rloo/model", f"{run}/sft/model", "")
+    assert found["win_rate"] == read_json(run / "evaluation" / "rloo.json")["win_rate"]
+    assert found["alarms"][0] == NO_OTHER_JUDGE
+
+
+def test_a_reward_model_that_no_policy_was_rewarded_by_judges_without_alarm(project: Path) -> None:
+    dialogues(project / "dialogues.jsonl")
+    table = from_store("judge.fraction=0.0").model_dump(mode="json") | {"algorithms": ["rloo", "dpo"]}
+    run = pipeline.run(make_recipe(table | {"rewards": [BREVITY]}), project)
+    for name in ("rloo", "dpo"):
+        found = read_json(run / "evaluation" / f"{name}.json")
+        assert found["judge"] == "the run's reward model"
+        assert NO_OTHER_JUDGE not in found["alarms"]
+
+
+def test_annotators_may_be_asked_about_a_prompt_twice_and_not_always_the_same_ones(project: Path) -> None:
+    """More prompts in an iteration than there are: what is said of one set of answers stays with it."""
+    settings = (
+        *('algorithms=["online_dpo"]', "online_dpo.judge=annotators", "data.world_prompts=3", "sample.prompts=3"),
+        *("online_dpo.episodes=32", "online_dpo.minibatch_episodes=8", "online_dpo.iterations=3"),
+    )
+    run = pipeline.run(recipe(settings=settings), project)
+    lines = read_lines(run / "online_dpo" / "metrics.jsonl")
+    assert [line["judgements"] for line in lines] == [line["comparisons"] for line in lines]  # one for each pair
+    with Store.open(project / "feedback.db") as store:
+        mine = {c.id: c.origin for c in store.completions() if c.origin.startswith("runs/tiny/online_dpo@")}
+        asked = [j.annotator for j in store.judgements("overall") if set(j.shown) <= mine.keys()]
+    assert len(set(mine.values())) == 3
+    assert len(set(asked)) == len(PANEL)
 
 
 def test_a_critic_of_its_own_is_kept_as_a_reward_models_folder(project: Path) -> None:

@@ -6,6 +6,7 @@ the recipe, and a result with the trained model and its metrics. The model that 
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -252,6 +253,8 @@ def _direct(
     config = _config(section, name, options)
     trained, lines = policy.copy(), _Lines(log)
     train, test = (_groups(trained.chat, part, policy.context) for part in (comparisons, heldout))
+    if any(ranking.margin for group in [*train, *test] for ranking in group.rankings):
+        raise ValueError(f"prefloop.{name}: margins are for prefloop.reward_model; this loss has none for each pair")
     train_direct(trained, train, test, config, seed, lines)
     return PolicyResult(trained, lines.found)
 
@@ -382,6 +385,10 @@ def _of_ranking(
         raise ValueError(f"comparison {number}: strength and margin both say how clear it is; give one of them")
     if weight == 0:
         raise ValueError(f"comparison {number}: a weight of 0 says nothing; leave the comparison out")
+    for key in given.keys() - {"weight", "strength", "margin"}:
+        close = difflib.get_close_matches(str(key), ("weight", "strength", "margin"), n=1, cutoff=0.8)
+        if close:
+            raise ValueError(f"comparison {number}: there is no key {key!r}; did you mean {close[0]!r}?")
     rank = {place: number for number, tier in enumerate(tiers) for place in tier}
     wins = tuple(
         (i, j, weight if rank[i] < rank[j] else weight / 2)

@@ -294,8 +294,6 @@ class PolicyGradientConfig(OnPolicyConfig):
     """Divide scores by the standard deviation of all scores so far."""
     clip_scores: NonNegative = 0.0
     """Scores beyond ± this count as this, after scaling; 0 clips nothing."""
-    whiten_rewards: bool = False
-    """Scale the per-token rewards of an iteration to variance 1; their mean stays."""
     clip_range: PositiveFloat = 0.2
     """ε of the policy's probability ratio."""
     dual_clip: NonNegative = 0.0
@@ -353,7 +351,7 @@ class PPOConfig(GroupConfig):
 
     critic: Literal["shared", "separate"] = "shared"
     """The value function: a head on the policy's own trunk, or a model of its own that starts from the reward model
-    (from the policy, where the reward is no model)."""
+    (from the policy, where no reward is a model that reads the policy's tokens)."""
     gamma: Probability = 1.0
     """Discount."""
     lam: Probability = 0.95
@@ -362,6 +360,9 @@ class PPOConfig(GroupConfig):
     """ε of the value function's change."""
     value_coef: NonNegative = 0.1
     """Weight of the value loss."""
+    whiten_rewards: bool = False
+    """Scale the per-token rewards of an iteration to variance 1 and keep their mean; published work found it
+    harmful."""
 
 
 class RLOOConfig(GroupConfig):
@@ -445,7 +446,7 @@ class OnlineDPOConfig(OnPolicyConfig):
     """DPO on answers of the policy as it learns: sample, judge, train, again."""
 
     answers: Annotated[int, Field(ge=2)] = 2
-    """K: answers to each prompt; the best and the worst are compared. ``episodes / answers`` prompts an iteration."""
+    """K: answers to each prompt, all compared with each other; ``episodes / answers`` prompts an iteration."""
     beta: PositiveFloat = 0.1
     """Strength of the tie to the reference."""
     judge: Literal["reward", "annotators"] = "reward"

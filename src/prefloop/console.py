@@ -46,7 +46,7 @@ MEANINGS = {
     "label": "have the answers judged",
     "reward": "learn what is preferred",
     "judge": "learn it again, for the evaluation",
-    **dict.fromkeys(_ON_POLICY, "train against the learned reward"),
+    **dict.fromkeys(_ON_POLICY, "train against the reward"),
     "online_dpo": "train on preferences among its own answers",
     **dict.fromkeys(_DIRECT, "train on the preferences directly"),
     "evaluation": "compare on held-out prompts",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +17,67 @@ from prefloop.models.forward import score_responses
 from prefloop.models.heads import RewardModel
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy
-
-MAX_TOKENS = 8192
-"""Of one forward pass where nothing is trained, padding included."""
+from prefloop.rewarding import MAX_TOKENS, answer_scores, text_scorer_of
 
 TRAINED_JUDGE = "the trained reward itself"
 NO_JUDGE = (
     "The judge is the reward that the policy was trained on, so these figures show how well it was optimised, "
     "not whether the answers are better. Set judge.fraction to keep comparisons for an independent one."
 )
+NO_OTHER_JUDGE = NO_JUDGE.replace(
+    "Set judge.fraction to keep comparisons for an independent one.",
+    "Name an independent one by `prefloop evaluate`'s --judge: the folder of a reward model.",
+)
 
 
-def choose_judge(context: Context, folder: str = "") -> tuple[str, Judge]:
-    """Who decides an evaluation, by name and as a function.
+@dataclass(frozen=True)
+class Referee:
+    """Who decides an evaluation."""
 
-    A reward model from ``folder``; else the world's true preference; else the run's held-out reward model; failing
-    all, the trained reward model, with a warning, as whenever it is asked about a policy trained against it.
+    name: str
+    scores: Judge
+    alarm: str = ""
+    """What is to be said beside every result, where the judge is no independent one."""
+
+
+def choose_judge(context: Context, folder: str = "") -> Referee:
+    """Who decides an evaluation of this run.
+
+    A reward model from ``folder``; else the world's true preference; else the run's held-out reward model; else its
+    reward model; failing all, the recipe's own rewards. The last two with a warning where policies were trained on
+    them.
     """
-    world, limit = context.world, context.recipe.data.max_prompt_tokens
+    world, limit, recipe = context.world, context.recipe.data.max_prompt_tokens, context.recipe
     if world is not None and not folder:
-        return "true preference", lambda prompts, texts: [
-            world.judge(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)
-        ]
-    independent = context.recipe.judge.fraction > 0
+        return Referee(
+            "true preference",
+            lambda prompts, texts: [
+                world.judge(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)
+            ],
+        )
+    if not folder and "reward" not in recipe.stages:
+        warnings.warn(NO_OTHER_JUDGE, stacklevel=2)
+        score = text_scorer_of(context)
+        return Referee(TRAINED_JUDGE, lambda p, texts: [{"score": one} for one in score(p, texts)], NO_OTHER_JUDGE)
+    independent = recipe.judge.fraction > 0
     place = Path(folder) if folder else context.run / ("judge" if independent else "reward") / "model"
     model = load_reward_model(folder or place)
-    name = folder or "held-out reward model"
+    name, alarm = folder or "held-out reward model", ""
     if place.resolve() == (context.run / "reward" / "model").resolve():
-        name = TRAINED_JUDGE
-        warnings.warn(NO_JUDGE, stacklevel=2)
-    return name, lambda prompts, texts: [{"score": one} for one in answer_scores(model, prompts, texts, limit)]
+        name = "the run's reward model"
+        if recipe.rewards_itself:
+            name, alarm = TRAINED_JUDGE, NO_JUDGE
+            warnings.warn(alarm, stacklevel=2)
+    return Referee(name, lambda p, texts: [{"score": one} for one in answer_scores(model, p, texts, limit)], alarm)
 
 
 def judged(
-    name: str, after: Answers, against: str, before: Answers, prompts: Sequence[Prompt], judge: str
+    name: str, after: Answers, against: str, before: Answers, prompts: Sequence[Prompt], referee: Referee
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A comparison and its samples, with an alarm where the judge is no independent one."""
-    report, samples = compare(name, after, against, before, prompts, judge)
-    if judge == TRAINED_JUDGE:
-        report["alarms"].insert(0, NO_JUDGE)
+    """A comparison and its samples, with the referee's alarm."""
+    report, samples = compare(name, after, against, before, prompts, referee.name)
+    if referee.alarm:
+        report["alarms"].insert(0, referee.alarm)
     return report, samples
 
 
@@ -81,15 +104,3 @@ def answers_of(
         judged=judge_answers(prompts, texts),
         kl=kl / len(rollout),
     )
-
-
-def answer_scores(
-    model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str], max_prompt_tokens: int
-) -> list[float]:
-    """A reward model's scores of texts."""
-    sequences = [
-        model.chat.answered(model.chat.fitted_prompt_ids(prompt, max_prompt_tokens)[1], text)
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
-    scores: list[float] = model.score(sequences, MAX_TOKENS).tolist()
-    return scores

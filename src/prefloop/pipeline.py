@@ -25,7 +25,7 @@ from prefloop.feedback.store import Store
 from prefloop.recipes import Recipe, dump_recipe
 from prefloop.report import write_report
 from prefloop.rewarding import load_function
-from prefloop.runs import RunFolder, folder_hash, read_json, read_lines, write_json, write_text
+from prefloop.runs import RunFolder, file_hash, folder_hash, read_json, read_lines, write_json, write_text
 from prefloop.stages import STAGES
 from prefloop.training.loop import Metrics
 from prefloop.training.loop import NonFiniteError as NonFiniteError
@@ -94,6 +94,8 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
     for source in recipe.rewards:
         if source.function:
             load_function(source)  # a fault in it is found now, not after an hour of training
+        elif is_path(source.model) and not Path(source.model).is_dir():
+            raise ValueError(f"reward {source.name!r}: there is no folder {source.model}")
     runs = RunFolder(project / "runs" / recipe.name)
     with _threads(recipe.threads), Store.open(project / "feedback.db") as store:
         data = prepare(recipe, store, folder or project)
@@ -214,11 +216,16 @@ def _rewards(recipe: Recipe) -> list[Any]:
     return [
         [
             source.model_dump(),
-            Path(source.function.rpartition(":")[0]).read_text(encoding="utf-8") if source.function else "",
+            file_hash(Path(source.function.rpartition(":")[0])) if source.function else "",
             folder_hash(Path(source.model)) if source.model and Path(source.model).is_dir() else "",
         ]
         for source in recipe.rewards
     ]
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name can only be a path: names of a hub are ``model`` or ``owner/model``."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _base(recipe: Recipe) -> Any:

@@ -107,6 +107,11 @@ class Recipe(Section):
                 'label.by = "simulated" judges by one criterion only, "overall"; '
                 f"reward.criteria are {', '.join(self.reward.criteria)}"
             )
+        if self.label.by == "human" and len(self.criteria) > 1:
+            raise ValueError(
+                'label.by = "human" asks by one criterion, data.criterion; reward.criteria are '
+                f'{", ".join(self.reward.criteria)}. Import judgements by each, with label.by = "none"'
+            )
         if self.data.world and self.sft.demonstrations == "preferred":
             raise ValueError(
                 'sft.demonstrations = "preferred" is for judgements in the store; data.world writes demonstrations '
@@ -119,7 +124,8 @@ class Recipe(Section):
         names = [source.name for source in self.rewards]
         if len(set(names)) != len(names):
             raise ValueError(f"rewards names one twice: {names}")
-        if self.online_dpo.judge == "annotators" and self.label.by != "simulated":
+        annotators = "online_dpo" in self.algorithms and self.online_dpo.judge == "annotators"
+        if annotators and self.label.by != "simulated":
             raise ValueError(
                 'online_dpo.judge = "annotators" needs simulated annotators, who answer at once: '
                 'label.by = "simulated" in an embedded world. Use online_dpo.judge = "reward"'
@@ -179,6 +185,10 @@ class Recipe(Section):
             unused(f'label.by is "{self.label.by}"', "label.minimum")
         if self.label.by == "none":
             unused('label.by is "none"', *all_of(self.sample, "sample"))
+        if not self.needs_comparisons:
+            nothing = "nothing learns from comparisons"
+            unused(nothing, *all_of(self.label, "label", "by"), *all_of(self.sample, "sample"))
+            unused(nothing, *all_of(self.reward, "reward"))
         if not self.judge.fraction:
             unused("judge.fraction is 0", *all_of(self.judge, "judge"))
         for name in POLICY_GRADIENTS:
@@ -197,6 +207,8 @@ class Recipe(Section):
             return of[section][field]
 
         found: dict[str, list[str]] = {}
+        if self.rewards and not any(name in ON_POLICY for name in self.algorithms):
+            found["no algorithm samples responses to reward"] = ["rewards"]
         for key, reason in reasons.items():
             if value(mine, key) != value(default, key):
                 found.setdefault(reason, []).append(key)
@@ -205,8 +217,12 @@ class Recipe(Section):
     @property
     def needs_comparisons(self) -> bool:
         """Not so when all rewards come from elsewhere and nothing else learns from comparisons."""
-        own = not self.rewards or any(not (source.function or source.model) for source in self.rewards)
-        return own or any(name in DIRECT for name in self.algorithms)
+        return self.rewards_itself or any(name in DIRECT for name in self.algorithms)
+
+    @property
+    def rewards_itself(self) -> bool:
+        """Whether the run's own reward model is among the rewards."""
+        return not self.rewards or any(not (source.function or source.model) for source in self.rewards)
 
     @property
     def stages(self) -> tuple[StageName, ...]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prefloop.chat import Chat
 from prefloop.config import RewardSource
 from prefloop.context import Context
-from prefloop.evaluation.win_rate import Judge
-from prefloop.feedback.records import Prompt
-from prefloop.judging import NO_JUDGE, TRAINED_JUDGE, answer_scores
+from prefloop.feedback.records import Prompt, content_id
 from prefloop.models.heads import RewardModel
 from prefloop.models.loading import load_reward_model
 from prefloop.rollout.reward import Batched, Reward, RewardFunction, function_reward, model_reward, score_texts
+
+MAX_TOKENS = 8192
+"""Of one forward pass where nothing is trained, padding included."""
 
 OWN = RewardSource(name="learned")
 """What responses are rewarded for where the recipe does not say: the run's own reward model."""
@@ -33,23 +33,38 @@ def rewards_of(context: Context, chat: Chat, max_tokens: int) -> list[Reward]:
     return found
 
 
-def text_scores(context: Context, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+def text_scorer_of(context: Context) -> Callable[[Sequence[Prompt], Sequence[str]], list[float]]:
     """The weighted sum of the recipe's rewards for texts, wherever they come from."""
-    totals = [0.0] * len(texts)
-    for source in context.recipe.rewards or (OWN,):
-        if source.function:
-            scores = score_texts(load_function(source), [p.text for p in prompts], list(texts), source.name)
-        else:
-            limit = context.recipe.data.max_prompt_tokens
-            scores = answer_scores(_model(context, source), prompts, texts, limit)
-        totals = [total + source.weight * score for total, score in zip(totals, scores, strict=True)]
-    return totals
+    limit = context.recipe.data.max_prompt_tokens
+    sources = [
+        (source, load_function(source) if source.function else _model(context, source))
+        for source in context.recipe.rewards or (OWN,)
+    ]
+
+    def scores(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        totals = [0.0] * len(texts)
+        for source, one in sources:
+            found = (
+                answer_scores(one, prompts, texts, limit)
+                if isinstance(one, RewardModel)
+                else score_texts(one, [prompt.text for prompt in prompts], list(texts), source.name)
+            )
+            totals = [total + source.weight * score for total, score in zip(totals, found, strict=True)]
+        return totals
+
+    return scores
 
 
-def rewards_as_judge(context: Context) -> tuple[str, Judge]:
-    """The recipe's own rewards, where nobody else can decide an evaluation."""
-    warnings.warn(NO_JUDGE, stacklevel=2)
-    return TRAINED_JUDGE, lambda prompts, texts: [{"score": one} for one in text_scores(context, prompts, texts)]
+def answer_scores(
+    model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str], max_prompt_tokens: int
+) -> list[float]:
+    """A reward model's scores of texts."""
+    sequences = [
+        model.chat.answered(model.chat.fitted_prompt_ids(prompt, max_prompt_tokens)[1], text)
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    scores: list[float] = model.score(sequences, MAX_TOKENS).tolist()
+    return scores
 
 
 def _model(context: Context, source: RewardSource) -> RewardModel:
@@ -67,10 +82,11 @@ def load_function(source: RewardSource) -> RewardFunction | Batched:
     where = f"reward {source.name!r}: function = {source.function!r}"
     if not path.is_file():
         raise ValueError(f"{where}: there is no file {path}. A relative path starts at the recipe's folder")
-    spec = importlib.util.spec_from_file_location(f"prefloop_reward_{source.name}", path)
+    spec = importlib.util.spec_from_file_location(f"prefloop_reward_{content_id(str(path.resolve()))[:8]}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     sys.path.insert(0, str(path.parent))  # so that it can import what lies beside it
     try:
         spec.loader.exec_module(module)

@@ -22,16 +22,17 @@ from prefloop.config import (
 from prefloop.context import Context, note_cut, sample_responses
 from prefloop.dataset import Pair, judged_pairs
 from prefloop.evaluation.reward_quality import evaluate_reward
-from prefloop.feedback.aggregate import Comparison, Snapshot, read_snapshot, snapshot
+from prefloop.feedback.aggregate import Comparison, Snapshot, comparisons, read_snapshot, snapshot
 from prefloop.feedback.formats import write_sheet
-from prefloop.feedback.records import Completion, Message, Prompt, content_id
+from prefloop.feedback.records import Completion, Judgement, Message, Prompt, content_id
 from prefloop.judging import answers_of, choose_judge, judged
 from prefloop.labelers.simulated import PANEL, assign, judge
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy, load_policy
-from prefloop.rewarding import rewards_as_judge, rewards_of
+from prefloop.rewarding import rewards_of
 from prefloop.rollout.batch import Rollout
 from prefloop.runs import StageWriter, folder_hash, read_json, read_lines, write_json, write_lines
+from prefloop.seeds import derive
 from prefloop.training.comparisons import PreferenceGroup, encode_criteria
 from prefloop.training.direct import train_direct
 from prefloop.training.loop import Metrics
@@ -98,7 +99,9 @@ def label(context: Context, writer: StageWriter) -> None:
         frozen = snapshot(context.store, recipe.data.criterion)
     else:
         items = _items_to_judge(context)
-        made = _simulate(context, items) if recipe.label.by == "simulated" else None
+        made = None
+        if recipe.label.by == "simulated":
+            made = {one.id for _, one in _simulate(context, list(enumerate(items)), context.seed("label"))}
         ids = [completion.id for _, completions in items for completion in completions]
         frozen = snapshot(context.store, recipe.data.criterion, ids)
         if made is not None:  # not what an earlier run with other settings let be said about the same answers
@@ -185,17 +188,14 @@ def evaluation(context: Context, writer: StageWriter) -> None:
     """Every trained policy against the supervised one, on held-out prompts that no stage has trained on."""
     recipe = context.recipe
     prompts = context.data.heldout[: recipe.evaluate.prompts]
-    if context.world or "reward" in recipe.stages:
-        name, judge_answers = choose_judge(context)
-    else:
-        name, judge_answers = rewards_as_judge(context)
+    referee = choose_judge(context)
     learned = load_reward_model(context.run / "reward" / "model") if "reward" in recipe.stages else None
     reference = load_policy(context.run / "sft" / "model")
-    before = answers_of(context, reference, reference, prompts, judge_answers, learned)
+    before = answers_of(context, reference, reference, prompts, referee.scores, learned)
     for algorithm in recipe.algorithms:
         policy = load_policy(context.run / algorithm / "model")
-        after = answers_of(context, policy, reference, prompts, judge_answers, learned)
-        report, samples = judged(algorithm, after, "sft", before, prompts, name)
+        after = answers_of(context, policy, reference, prompts, referee.scores, learned)
+        report, samples = judged(algorithm, after, "sft", before, prompts, referee)
         write_json(writer.folder / f"{algorithm}.json", report)
         write_lines(writer.folder / f"{algorithm}.samples.jsonl", samples)
 
@@ -300,17 +300,23 @@ def _items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
     return [(prompts[key], found) for key, found in answers.items() if len(found) > 1]
 
 
-def _simulate(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]) -> set[str]:
-    """Add the panel's judgements to the store; returns their ids."""
-    world, seed = context.world, context.seed("label")
+def _simulate(
+    context: Context, items: Sequence[tuple[int, tuple[Prompt, list[Completion]]]], seed: int
+) -> list[tuple[int, Judgement]]:
+    """The panel's judgements of numbered items, with the number of what each is about. They go to the store.
+
+    Args:
+        seed: decides who is asked; how they answer belongs to the run.
+    """
+    world = context.world
     assert world is not None, "checked by the recipe"
     utility = cache(world.utility)  # several annotators look at the same answer
     made = [
-        judge(annotator, prompt, completions, utility, seed)
-        for (prompt, completions), annotator in assign(items, PANEL, context.recipe.label.overlap, seed)
+        (number, judge(annotator, prompt, completions, utility, context.seed("label")))
+        for (number, (prompt, completions)), annotator in assign(items, PANEL, context.recipe.label.overlap, seed)
     ]
-    context.store.add(made)
-    return {judgement.id for judgement in made}
+    context.store.add(judgement for _, judgement in made)
+    return made
 
 
 def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int) -> WaitingForPeopleError:
@@ -340,36 +346,39 @@ def user_name() -> str:
 
 def _annotators(context: Context, policy: Policy) -> PairJudge:
     """The simulated annotators, asked while a policy learns: their judgements go to the store like anybody's."""
-    batches = count()
+    batches = count(1)
 
     def ask(asked: Sequence[Prompt], rollout: Rollout, answers: int) -> tuple[list[list[Votes]], Metrics]:
-        origin = f"runs/{context.recipe.name}/online_dpo@{next(batches)}"
+        batch = next(batches)
+        origin = f"runs/{context.recipe.name}/online_dpo@{batch}"
         items: list[tuple[Prompt, list[Completion]]] = []
-        rows: list[dict[str, int]] = []  # where each completion came from, by text: the same text is one answer
+        places: list[dict[str, int]] = []  # where each text stands among the prompt's answers; twice is one answer
         for start in range(0, len(asked), answers):
-            texts = {policy.chat.text(rollout.responses[start + k]): k for k in reversed(range(answers))}
-            made = [Completion(prompt_id=asked[start].id, text=text, origin=origin) for text in sorted(texts)]
+            found = {policy.chat.text(rollout.responses[start + k]): k for k in reversed(range(answers))}
+            made = [Completion(prompt_id=asked[start].id, text=text, origin=origin) for text in sorted(found)]
             items.append((asked[start], made))
-            rows.append(texts)
+            places.append(found)
         context.store.add(completion for _, made in items for completion in made)
-        several = [item for item in items if len(item[1]) > 1]
-        ids = _simulate(context, several)
-        frozen = snapshot(context.store, context.recipe.data.criterion, [c.id for _, made in several for c in made])
-        given = replace(frozen, judgements=tuple(j for j in frozen.judgements if j.id in ids))
-        by_prompt = {comparison.prompt.id: comparison for comparison in given.comparisons()}
-        votes = [_votes(by_prompt.get(prompt.id), texts) for (prompt, _), texts in zip(items, rows, strict=True)]
-        return votes, {"judgements": len(ids)}
+        # A prompt may come twice in a batch: what was said stays with the answers that it was said of.
+        said: dict[int, list[Judgement]] = {}
+        several = [item for item in enumerate(items) if len(item[1][1]) > 1]
+        for number, judgement in _simulate(context, several, derive(context.seed("label"), batch)):
+            said.setdefault(number, []).append(judgement)
+        votes: list[list[Votes]] = [[] for _ in items]
+        for number, judgements in said.items():
+            prompt, completions = items[number]
+            for comparison in comparisons([prompt], completions, judgements):
+                votes[number] = _votes(comparison, places[number])
+        return votes, {"judgements": sum(map(len, said.values()))}
 
     return ask
 
 
-def _votes(comparison: Comparison | None, rows: Mapping[str, int]) -> list[Votes]:
-    """A comparison's votes by the answers' places in the rollout."""
-    if comparison is None:
-        return []
+def _votes(comparison: Comparison, places: Mapping[str, int]) -> list[Votes]:
+    """A comparison's votes by the answers' places."""
     wins = {(i, j): count for i, j, count in comparison.wins}
     return [
-        (rows[comparison.texts[i]], rows[comparison.texts[j]], wins.get((i, j), 0.0), wins.get((j, i), 0.0))
+        (places[comparison.texts[i]], places[comparison.texts[j]], wins.get((i, j), 0.0), wins.get((j, i), 0.0))
         for i, j in sorted({(min(pair), max(pair)) for pair in wins})
     ]
 

@@ -109,10 +109,10 @@ def evaluate_pair(
     with Store.open(project / "feedback.db", create=False) as store:
         data = prepare(recipe, store, folder)
         run = Context(recipe, project / "runs" / recipe.name, data, store)
-        name, judge_answers = choose_judge(run, judge)
+        referee = choose_judge(run, judge)
         prompts = data.heldout[: recipe.evaluate.prompts]
-        new, old = (answers_of(run, policy, policies[1], prompts, judge_answers, None) for policy in policies)
-    report, _ = judged(after, new, before, old, prompts, name)
+        new, old = (answers_of(run, policy, policies[1], prompts, referee.scores, None) for policy in policies)
+    report, _ = judged(after, new, before, old, prompts, referee)
     return [report]
 
 

@@ -14,7 +14,15 @@ from prefloop.chat import Chat
 from prefloop.feedback.records import Prompt
 from prefloop.models.heads import RewardModel
 from prefloop.rollout.batch import Rollout
-from prefloop.rollout.reward import Batched, Reward, function_scorer, model_scorer, score_texts, total_scores
+from prefloop.rollout.reward import (
+    Batched,
+    Reward,
+    function_scorer,
+    model_reward,
+    model_scorer,
+    score_texts,
+    total_scores,
+)
 
 CHAT = Chat(byte_tokenizer(merges=[("a", "b")]))
 PROMPTS = [
@@ -115,6 +123,34 @@ def test_several_rewards_are_added_by_weight_and_shown_apart() -> None:
     assert scores.tolist() == [-1.0, 8.0]
     assert means == {"reward_length": 3.0, "reward_second": 0.5}
     assert total_scores(rewards[:1], PROMPTS, rollout(ids("ab"), ids("abcd")))[1] == {}
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_named_whoever_gave_it(poison: float) -> None:
+    rewards = [Reward(lambda _prompts, _rollout: torch.tensor([1.0, poison]), "model")]
+    with pytest.raises(ValueError, match=r"reward 'model' is (nan|inf) for prompt 'second', response 2 of 2"):
+        total_scores(rewards, PROMPTS, rollout(ids("a"), ids("b")))
+
+
+def test_the_same_vocabulary_with_another_template_is_read_as_text() -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    other = byte_tokenizer(merges=[("a", "b")], template=template)
+    assert other.get_vocab() == CHAT.tokenizer.get_vocab()
+    same, apart = (
+        RewardModel.from_policy(llama(len(CHAT.tokenizer)), tokenizer, seed=0)
+        for tokenizer in (CHAT.tokenizer, other)
+    )
+    assert model_reward(same, CHAT, 64).model is same
+    assert model_reward(apart, CHAT, 64).model is None
+    sampled = rollout([*ids("yes"), CHAT.eos_id], [*ids("no"), CHAT.eos_id])
+    found = model_reward(apart, CHAT, 64).scorer(PROMPTS, sampled).tolist()
+    assert found == pytest.approx([apart(PROMPTS[0], "yes"), apart(PROMPTS[1], "no")], abs=1e-5)
+
+
+def test_a_reward_model_that_cannot_read_so_much_says_so() -> None:
+    short = RewardModel.from_policy(llama(len(CHAT.tokenizer), max_position_embeddings=16), CHAT.tokenizer, seed=0)
+    with pytest.raises(ValueError, match="the reward model reads at most 16 tokens; a response with its prompt has"):
+        model_scorer(short, 64)(PROMPTS, rollout(ids("a"), ids("b")))
 
 
 def test_line_04_a_reward_model_reads_the_very_tokens_that_were_sampled() -> None:

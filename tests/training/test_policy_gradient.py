@@ -162,7 +162,7 @@ class Oracle:
             values.append(value_of(output.hidden_states[-1][0], one.ids)[places])
             with torch.no_grad():
                 refs.append(torch.log_softmax(reference.model(input_ids=ids).logits[0, places] / c.temperature, 1))
-        deviation = math.sqrt(sum((s - sum(scores) / len(scores)) ** 2 for s in scores) / len(scores)) + 1e-8
+        deviation = math.sqrt(sum((s - sum(scores) / len(scores)) ** 2 for s in scores) / len(scores))
         rewards, kls, shaped = [], [], []
         for sequence, start, ended, score in zip(rows, asked, rollout.ended.tolist(), scores, strict=True):
             new = naive_log_probs(made.model, sequence, c.temperature).tolist()
@@ -183,7 +183,7 @@ class Oracle:
             row[-1] += shaped[i] - (sum(others) / len(others) if others else 0.0)
         self.tokens = sum(map(len, rewards))
         self.kl = sum(kls) / len(kls)
-        if c.whiten_rewards:
+        if isinstance(c, PPOConfig) and c.whiten_rewards:
             flat = [r for row in rewards for r in row]
             mean = sum(flat) / len(flat)
             spread = math.sqrt(sum((r - mean) ** 2 for r in flat) / len(flat) + 1e-8)
@@ -308,7 +308,7 @@ def test_lines_08_to_18_the_first_gradient_is_that_of_the_formulas(
         GRPOConfig(**SMALL, kl_coef=0.3),
         GRPOConfig(**SMALL, kl_coef=0.3, scale_advantages=False, kl_estimator="k3"),
         GRPOConfig(**SMALL, kl_coef=0.3, kl_in="reward", kl_estimator="k1", answers=8),
-        REINFORCEPPConfig(**SMALL, kl_coef=0.3, gamma=0.95, whiten_rewards=True),
+        REINFORCEPPConfig(**SMALL, kl_coef=0.3, gamma=0.95, scale_scores=True),
     ],
     ids=["REINFORCE", "RLOO", "RLOO full", "GRPO", "Dr. GRPO k3", "GRPO k1", "REINFORCE++"],
 )
@@ -364,6 +364,51 @@ def test_line_30_a_critic_of_its_own_without_a_reward_model_starts_at_zero(tmp_p
     loaded = load_reward_model(tmp_path / "critic")
     sequences = [made.chat.answered(Prompt.of("x"), "yes")]
     assert float(loaded.score(sequences)) == pytest.approx(float(critic.model.score(sequences)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "scale"),
+    [
+        ([1.0], {}, 1.0),
+        ([-2.0], {}, -2.0),
+        ([1.0, 0.5], {}, 0.0),
+        ([1.0], {"answers": 4}, 0.0),
+        ([1.0], {"scale_scores": True}, 0.0),
+    ],
+)
+def test_line_30_the_critics_head_is_the_reward_models_where_its_score_is_the_return(
+    weights: list[float], options: dict[str, Any], scale: float
+) -> None:
+    made = lively()
+    model = RewardModel.from_policy(made.model, made.tokenizer, seed=3)
+    model.shift_scores(0.4)
+    rewards = [Reward(byte_scores, f"r{i}", weight, model if i == 0 else None) for i, weight in enumerate(weights)]
+    config = PPOConfig(**{**SMALL, "learning_rate": 1e-12}, critic="separate", **options)
+    critic = train_policy_gradient(made, prompts(5), rewards, config, 0, print)
+    assert isinstance(critic, SeparateCritic)
+    torch.testing.assert_close(critic.model.model.score.weight, scale * model.model.score.weight, atol=1e-6, rtol=0)
+    assert critic.model.model.config.reward_shift == pytest.approx(0.4 * scale)
+
+
+def test_line_16_a_critic_of_its_own_is_clipped_by_itself(gradients: list[list[Tensor]]) -> None:
+    """The norm of the larger gradient must not hold the smaller one down."""
+    made = lively()
+    ours = len(list(made.model.parameters()))
+    config = PPOConfig(**{**SMALL, "max_grad_norm": 1e-3}, critic="separate", value_coef=100.0)
+    lines: list[Metrics] = []
+    train_policy_gradient(made, prompts(5), [Reward(byte_scores)], config, 0, lines.append)
+    [found] = gradients
+    assert math.sqrt(sum(float(g.square().sum()) for g in found[:ours])) == pytest.approx(1e-3, rel=1e-3)
+    assert math.sqrt(sum(float(g.square().sum()) for g in found[ours:])) == pytest.approx(1e-3, rel=1e-3)
+    assert lines[0]["critic_grad_norm"] > 10 * lines[0]["grad_norm"] > 1e-2
+
+
+def test_scores_that_are_all_equal_have_no_scale() -> None:
+    def scorer(_prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        return torch.ones(len(rollout))
+
+    plain, scaled = (train(lively(), scorer, scale_scores=flag)[0][0]["value_loss"] for flag in (False, True))
+    assert scaled == plain
 
 
 def test_rewards_are_asked_about_the_prompt_that_each_response_answers(rollouts: Recorded) -> None:
@@ -537,15 +582,15 @@ def test_line_21_a_small_negative_estimate_is_noise() -> None:
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_line_16_a_loss_that_is_not_finite_stops_the_run_with_its_batch(poison: float, rollouts: Recorded) -> None:
+def test_line_16_a_loss_that_is_not_finite_stops_the_run_with_its_batch(
+    poison: float, rollouts: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = lively()
     start = parameters(made.model)
 
-    def scorer(_prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
-        return torch.full((len(rollout),), poison)
-
+    monkeypatch.setattr(module, "value_loss", lambda values, *_: values * poison)
     with pytest.raises(NonFiniteError, match="the loss is not finite") as caught:
-        train(made, scorer, minibatch_episodes=4)
+        train(made, minibatch_episodes=4)
     assert same(parameters(made.model), start)
     drawn = rollouts[0].sequences
     assert len(caught.value.batch) == 4

@@ -152,7 +152,16 @@ class RewardModel:
             (shift,) = shifts
             config.reward_shift = float(config.reward_shift) + shift
 
+    @torch.no_grad()
+    def scale_scores(self, factor: float) -> None:
+        """Multiply every score from now on."""
+        config = self.model.config
+        self.model.score.weight.mul_(factor)
+        shift = config.reward_shift
+        config.reward_shift = [factor * one for one in shift] if isinstance(shift, list) else factor * float(shift)
+
     def save(self, folder: Path) -> None:
+        self.model.config.reward_members = len(self.members)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -163,8 +172,8 @@ class RewardEnsemble(RewardModel):
     A score is the members' mean less ``pessimism`` times their standard deviation: where they disagree, the
     comparisons have not settled what is right, and a policy should not be paid for going there [Coste et al. 2023].
 
-    On disk it is the first member's folder with the others below it, ``member-2`` and so on; ``pessimism`` stands in
-    the first one's ``config.json`` as ``reward_pessimism``.
+    On disk it is the first member's folder with the others below it, ``member-2`` and so on; their number and
+    ``pessimism`` stand in the first one's ``config.json`` as ``reward_members`` and ``reward_pessimism``.
     """
 
     def __init__(self, members: Sequence[RewardModel], pessimism: float = 0.0) -> None:
@@ -194,10 +203,14 @@ class RewardEnsemble(RewardModel):
         for member in self.members:
             member.shift_scores(*shifts)
 
+    def score_states(self, states: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:  # noqa: ARG002
+        raise TypeError("an ensemble's members have a trunk each, so there are no states that all of them read")
+
     def save(self, folder: Path) -> None:
         self.model.config.reward_pessimism = self.pessimism
-        for number, member in enumerate(self.members, start=1):
-            member.save(folder if number == 1 else Path(folder) / f"member-{number}")
+        super().save(folder)
+        for number, member in enumerate(self.members[1:], start=2):
+            member.save(Path(folder) / f"member-{number}")
 
 
 @torch.no_grad()

@@ -22,19 +22,20 @@ def load_tokenizer(path: str | Path) -> Any:
 def load_reward_model(path: str | Path, device: str | None = None) -> RewardModel:
     """A reward model from a folder of a sequence classifier with one label, or with several and their weights.
 
-    Where the folder holds further members of an ensemble (``member-2`` and so on), the ensemble.
+    Where ``config.json`` says that it is the first of several (``reward_members``), the ensemble with those below it.
 
     Raises:
         ValueError: the folder is missing or unreadable, the classifier has more than one label and no weights
             for them, or members are missing or of other criteria.
     """
     first = _load_member(path, device)
-    others = {folder.name for folder in Path(path).glob("member-*")} if Path(path).is_dir() else set()
-    if not others:
+    # As many as were saved together: a folder may hold members of an ensemble that stood there before.
+    wanted = [f"member-{number}" for number in range(2, getattr(first.model.config, "reward_members", 1) + 1)]
+    if not wanted:
         return first
-    wanted = [f"member-{number}" for number in range(2, len(others) + 2)]
-    if others != set(wanted):
-        raise ValueError(f"{path}: an ensemble of {len(others) + 1} has {', '.join(wanted)}; found {sorted(others)}")
+    missing = [name for name in wanted if not (Path(path) / name).is_dir()]
+    if missing:
+        raise ValueError(f"{path}: an ensemble of {len(wanted) + 1}, of which {', '.join(missing)} is missing")
     members = [first, *(_load_member(Path(path) / name, device) for name in wanted)]
     odd = [name for name, member in zip(wanted, members[1:], strict=True) if member.criteria != first.criteria]
     if odd:
@@ -58,6 +59,13 @@ def _load_member(path: str | Path, device: str | None) -> RewardModel:
         )
     if not hasattr(config, "reward_shift"):
         config.reward_shift = [0.0] * len(labels) if weights else 0.0
+    shift = config.reward_shift
+    numbers = [*weights.values(), *(shift if isinstance(shift, list) else [shift])]
+    if not all(isinstance(one, int | float) for one in numbers):
+        raise ValueError(f"{path}: reward_weights and reward_shift in config.json must be numbers; got {numbers}")
+    if isinstance(shift, list) != bool(weights) or (weights and len(shift) != len(labels)):
+        wanted = f"a list of {len(labels)} numbers, one for each label" if weights else "one number"
+        raise ValueError(f"{path}: reward_shift in config.json is {shift!r}; expected {wanted}")
     check_score(model)
     return RewardModel(model, tokenizer)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import cast
 
 DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
-ON_POLICY = ("ppo", "reinforce", "rloo", "grpo", "reinforce_pp", "online_dpo")
 """Algorithms that learn from comparisons without a reward model."""
+ON_POLICY = ("ppo", "reinforce", "rloo", "grpo", "reinforce_pp", "online_dpo")
+"""Algorithms that sample from the policy as it learns."""
 STAGE_ORDER = ("pretrain", "sft", "sample", "label", "reward", "judge", *ON_POLICY, *DIRECT, "evaluation")
 VERDICTS = ("win", "tie", "loss")
 Points = list[tuple[float, float]]

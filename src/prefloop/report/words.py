@@ -15,11 +15,11 @@ POLICY_TONES = {
     "kto": "purple",
     "orpo": "grey",
     "simpo": "rose",
-    "reinforce": "grey",
+    "reinforce": "orange",
     "rloo": "green",
     "grpo": "purple",
     "reinforce_pp": "rose",
-    "online_dpo": "orange",
+    "online_dpo": "grey",
 }
 _UPPER = {"ppo", "dpo", "sft", "kl", "rlhf", "ipo", "kto", "orpo", "reinforce", "rloo", "grpo"}
 _MIXED = {"simpo": "SimPO", "reinforce_pp": "REINFORCE++", "online_dpo": "Online DPO"}

@@ -53,6 +53,8 @@ def _fault(model: Any) -> str | None:
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = [1 + 37 * place % (vocabulary - 1) for place in range(whole)]
     expected, start = _logits(model, ids), _logits(model, ids[:short])
+    if not bool(expected.isfinite().all()):
+        return "gives logits that are not finite, as after training that diverged. Use an earlier checkpoint"
     if _differ(start, expected[:short]):
         return f"reads what comes after a token, so it is no causal language model. {INSTEAD}"
 

@@ -48,8 +48,19 @@ class Reward:
 def total_scores(
     rewards: Sequence[Reward], prompts: Sequence[Prompt], rollout: Rollout
 ) -> tuple[Float[Tensor, " B"], dict[str, float]]:
-    """The weighted sum of all rewards, and the mean of each, unweighted, where there is more than one."""
-    parts = [reward.scorer(prompts, rollout) for reward in rewards]
+    """The weighted sum of all rewards, and the mean of each, unweighted, where there is more than one.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    parts = [reward.scorer(prompts, rollout).to(rollout.ids.device) for reward in rewards]
+    for reward, part in zip(rewards, parts, strict=True):
+        if not bool(part.isfinite().all()):
+            row = int((~part.isfinite()).nonzero()[0, 0])
+            raise ValueError(
+                f"reward {reward.name!r} is {float(part[row])} for prompt {_short(prompts[row].text)}, response "
+                f"{row + 1} of {len(rollout)} in this iteration; training needs finite numbers"
+            )
     total = torch.stack([reward.weight * part for reward, part in zip(rewards, parts, strict=True)]).sum(0)
     means = {f"reward_{reward.name}": float(part.mean()) for reward, part in zip(rewards, parts, strict=True)}
     return total, means if len(rewards) > 1 else {}
@@ -61,13 +72,23 @@ def model_reward(
     """A reward model's score.
 
     Args:
-        chat: the policy's. With the same vocabulary the model reads the very tokens that were sampled, else the whole
-            conversation as text.
+        chat: the policy's. Where both write a conversation alike, the model reads the very tokens that were sampled,
+            else the whole conversation as text.
         max_tokens: of one forward pass, padding included.
     """
-    if model.tokenizer.get_vocab() == chat.tokenizer.get_vocab():
+    if _alike(model.chat, chat):
         return Reward(model_scorer(model, max_tokens), name, weight, model)
     return Reward(text_scorer(model, chat), name, weight)
+
+
+def _alike(one: Chat, other: Chat) -> bool:
+    """The same vocabulary, chat template and eos. The same vocabulary alone may stand behind two formats."""
+
+    def format_of(chat: Chat) -> Any:
+        return chat.tokenizer.get_vocab(), getattr(chat.tokenizer, "chat_template", None), chat.eos_id
+
+    same: bool = format_of(one) == format_of(other)
+    return same
 
 
 def function_reward(
@@ -81,6 +102,12 @@ def model_scorer(reward: RewardModel, max_tokens: int) -> Scorer:
     """Scores of a reward model with the policy's tokenizer: it reads the very tokens that were sampled."""
 
     def score(_prompts: Sequence[Prompt], rollout: Rollout) -> Float[Tensor, " B"]:
+        longest = max(map(len, rollout.sequences))
+        if longest > reward.context:
+            raise ValueError(
+                f"the reward model reads at most {reward.context} tokens; a response with its prompt has {longest}. "
+                "Lower data.max_prompt_tokens or max_response_tokens"
+            )
         return reward.score(rollout.sequences, max_tokens)
 
     return score

@@ -42,23 +42,21 @@ class SharedCritic:
 class SeparateCritic:
     """A model of its own that reads a value at every place, as a reward model reads its score at the last one.
 
-    It starts as a copy of the reward model [Ouyang et al. 2022, §C.4], so its first value of a state is the score of
-    an answer that would end there.
+    It starts as a copy of the reward model [Ouyang et al. 2022, §C.4].
+
+    Args:
+        start: whose trunk and head are copied.
+        scale: of the head. 1 where the return is the model's score, so that the first value of a state is the score
+            of an answer that would end there; 0 for values of 0.
     """
 
     head = None
 
-    def __init__(self, start: RewardModel) -> None:
+    def __init__(self, start: RewardModel, scale: float = 1.0) -> None:
         first = start.members[0]  # of an ensemble one is enough to start from
         self.model = RewardModel(copy.deepcopy(first.model), first.tokenizer)
+        self.model.scale_scores(scale)
         self.model.model.eval().requires_grad_(True)
-
-    @classmethod
-    def from_policy(cls, model: Any, tokenizer: Any) -> SeparateCritic:
-        """Where no reward model is there to start from: the policy's trunk, with values of 0."""
-        critic = cls(RewardModel.from_policy(model, tokenizer, seed=0))
-        nn.init.zeros_(critic.model.model.score.weight)
-        return critic
 
     def parameters(self) -> Iterator[nn.Parameter]:
         parameters: Iterator[nn.Parameter] = self.model.model.parameters()

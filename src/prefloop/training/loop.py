@@ -34,15 +34,23 @@ class Optimiser:
     """AdamW with gradient clipping and a learning rate that rises, then falls linearly to 0."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], config: Optimisation, steps: int, *, eps: float = 1e-8
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: Optimisation,
+        steps: int,
+        *,
+        eps: float = 1e-8,
+        apart: Iterable[nn.Parameter] = (),
     ) -> None:
+        """``apart``: parameters of another model, whose gradient is clipped by itself (``critic_grad_norm``)."""
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._apart = [parameter for parameter in apart if parameter.requires_grad]
         self._config = config
         self._steps = max(1, steps)
         self._warmup = math.ceil(config.warmup_fraction * steps)
         self._done = 0
         self._adam = torch.optim.AdamW(
-            self._parameters,
+            [*self._parameters, *self._apart],
             lr=config.learning_rate,
             betas=(0.9, 0.95),
             eps=eps,
@@ -86,16 +94,23 @@ class Optimiser:
             sums["loss"] = sums.get("loss", 0.0) + float(total.detach())
             for name, values in stats.items():
                 sums[name] = sums.get(name, 0.0) + float(values.sum()) / count
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteError("the gradient", batches)
+        norms = {"grad_norm": self._clip(self._parameters, batches)}
+        if self._apart:
+            norms["critic_grad_norm"] = self._clip(self._apart, batches)
         rate = self.learning_rate
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         self._done += 1
-        return {**sums, "learning_rate": rate, "grad_norm": float(norm)}
+        return {**sums, "learning_rate": rate, **norms}
+
+    def _clip(self, parameters: list[nn.Parameter], batches: list[Any]) -> float:
+        """Scale the gradient down to ``max_grad_norm``; returns its norm before."""
+        norm = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteError("the gradient", batches)
+        return float(norm)
 
 
 def mean_figures(steps: Sequence[Metrics]) -> Metrics:

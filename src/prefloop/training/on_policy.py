@@ -32,11 +32,10 @@ def encode_prompts(policy: Policy, prompts: Sequence[Prompt], max_tokens: int) -
     return [(prompt, ids) for prompt, (ids, _) in zip(prompts, fitted, strict=True)]
 
 
-def shuffled_minibatches(rollout: Rollout, config: OnPolicyConfig, seed: int, group: int = 1) -> Iterator[list[int]]:
-    """Rows of each optimiser step, pass after pass; ``group`` neighbours stay together."""
-    items, size = range(len(rollout) // group), config.minibatch_episodes // group
-    for chosen in shuffled_batches(items, size, config.epochs * (len(items) // size), seed):
-        yield [item * group + i for item in chosen for i in range(group)]
+def shuffled_minibatches(rollout: Rollout, config: OnPolicyConfig, seed: int) -> Iterator[list[int]]:
+    """Rows of each optimiser step, pass after pass."""
+    steps = config.epochs * (len(rollout) // config.minibatch_episodes)
+    return shuffled_batches(range(len(rollout)), config.minibatch_episodes, steps, seed)
 
 
 def rollout_figures(rollout: Rollout, ref_log_probs: Float[Tensor, "B R"]) -> Metrics:
@@ -65,7 +64,7 @@ def _watch_kl(kl: Float[Tensor, " B"], lengths: Float[Tensor, " B"]) -> None:
     if mean > 2 * float(lengths.mean()):
         warnings.warn(
             f"the KL to the reference is {mean:.1f} nats, more than 2 a token: the policy has left the language of "
-            "the reference. Raise ppo.kl_coef, set ppo.kl_target or lower ppo.learning_rate",
+            "the reference. Raise kl_coef (online DPO: beta), set kl_target or lower learning_rate",
             stacklevel=2,
         )
 

@@ -80,7 +80,7 @@ def train_online_dpo(
         clock.append(time.perf_counter())
         # 3 judge them
         votes, figures = judge(asked, rollout, config.answers)
-        ref_log_probs = _read_reference(reference, rollout, config, config.temperature)
+        ref_log_probs = _read_reference(reference, rollout, config.micro_batch_tokens, config.temperature)
         groups = _groups(rollout, votes, ref_log_probs, config, reference)
         clock.append(time.perf_counter())
         # 4 train on the comparisons
@@ -126,10 +126,8 @@ def judge_by_reward(reward: Sequence[Reward], missing_eos_penalty: float) -> Pai
     return judge
 
 
-def _read_reference(
-    model: Any, rollout: Rollout, config: OnlineDPOConfig, temperature: float
-) -> Float[Tensor, "B R"]:
-    values = score_responses(model, rollout.sequences, config.micro_batch_tokens, temperature)
+def _read_reference(model: Any, rollout: Rollout, max_tokens: int, temperature: float) -> Float[Tensor, "B R"]:
+    values = score_responses(model, rollout.sequences, max_tokens, temperature)
     result = torch.zeros_like(rollout.log_probs)
     result[rollout.mask] = torch.cat(values)
     return result
@@ -147,7 +145,7 @@ def _groups(
     DPO is about softmax(logits), whatever temperature the answers were drawn at.
     """
     if config.temperature != 1:
-        ref_log_probs = _read_reference(reference, rollout, config, 1.0)
+        ref_log_probs = _read_reference(reference, rollout, config.micro_batch_tokens, 1.0)
     sums = ref_log_probs.sum(1).split(config.answers)
     return [
         PreferenceGroup(

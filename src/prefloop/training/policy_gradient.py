@@ -20,12 +20,11 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefloop.algorithms.gae import generalised_advantages
 from prefloop.algorithms.kl import adapt_kl_coef, full_kl, kl_estimate
@@ -58,6 +57,7 @@ from prefloop.models.forward import (
     predicting_states,
     read_states,
 )
+from prefloop.models.heads import RewardModel
 from prefloop.policy import Policy
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import Reward, total_scores
@@ -115,8 +115,9 @@ def train_policy_gradient(
     reference = policy.copy().model.requires_grad_(False)
     critic = _critic(policy, reward, config)
     updates = config.iterations * config.epochs * (config.episodes // config.minibatch_episodes)
-    learning = chain(model.parameters(), critic.parameters() if critic else ())
-    optimiser = Optimiser(learning, config, updates, eps=1e-5)
+    # A critic of its own is clipped by itself, or its gradient, the larger one, would hold the policy's down.
+    joined, apart = _critic_parameters(critic)
+    optimiser = Optimiser([*model.parameters(), *joined], config, updates, eps=1e-5, apart=apart)
     answers = config.answers if isinstance(config, GroupConfig) else 1
     encoded = encode_prompts(policy, prompts, max_prompt_tokens)
     batches = shuffled_batches(encoded, config.episodes // answers, config.iterations, seed)
@@ -180,8 +181,20 @@ def _critic(policy: Policy, reward: Sequence[Reward], config: PolicyGradientConf
         return None
     if config.critic == "shared":
         return SharedCritic(policy.model)
-    model = next((one.model for one in reward if one.model is not None), None)
-    return SeparateCritic(model) if model else SeparateCritic.from_policy(policy.model, policy.tokenizer)
+    first = next((one for one in reward if one.model is not None), None)
+    if first is None or first.model is None:
+        return SeparateCritic(RewardModel.from_policy(policy.model, policy.tokenizer, seed=0), scale=0.0)
+    # The model's score is a forecast of the return only where the return is that score and nothing else.
+    alone = len(reward) == 1 and config.answers == 1 and not config.scale_scores
+    return SeparateCritic(first.model, scale=first.weight if alone else 0.0)
+
+
+def _critic_parameters(critic: Critic | None) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Those on the policy's trunk, and those of a critic of its own."""
+    if critic is None:
+        return [], []
+    found = list(critic.parameters())
+    return (found, []) if isinstance(critic, SharedCritic) else ([], found)
 
 
 def _shaped(
@@ -189,8 +202,8 @@ def _shaped(
 ) -> Float[Tensor, " B"]:
     """Scores scaled and clipped, where that is asked for, lower where the response was cut off, and for PPO with
     several answers to a prompt less the mean of the others."""
-    if config.scale_scores:
-        scores = scores / (moments.deviation + 1e-8)
+    if config.scale_scores and moments.deviation:  # of scores that are all equal so far there is no scale
+        scores = scores / moments.deviation
     if config.clip_scores:
         scores = scores.clamp(-config.clip_scores, config.clip_scores)
     scores = scores - config.missing_eos_penalty * (~rollout.ended)
@@ -224,7 +237,9 @@ def _token_rewards(
         assert config.kl_estimator != "full", "refused by the recipe"
         kl = kl_estimate(rollout.log_probs, ref.log_probs, config.kl_estimator)
     rewards = token_rewards(scores, kl, rollout.mask, kl_coef)
-    return masked_whiten(rewards, rollout.mask, keep_mean=True) if config.whiten_rewards else rewards
+    if isinstance(config, PPOConfig) and config.whiten_rewards:
+        return masked_whiten(rewards, rollout.mask, keep_mean=True)
+    return rewards
 
 
 def _advantages(
@@ -263,20 +278,21 @@ def _update(
 ) -> Metrics:
     """``epochs`` passes over the episodes; the mean of each step's figures."""
     rollout = experience.rollout
-    ratio_errors: list[float] = []
+    errors: list[float] = []
 
     def loss(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        found, stats, log_probs = _losses(policy.model, critic, experience, rows, config, kl_coef)
-        if not steps:
-            old = rollout.log_probs[rows][rollout.mask[rows]]
-            ratio_errors.append(float((log_probs - old).exp().sub(1).abs().max()))
+        found, stats, error = _losses(policy.model, critic, experience, rows, config, kl_coef)
+        errors.append(error)
         return found, stats
 
     steps: list[Metrics] = []
+    ratio_error = 0.0
     for minibatch in shuffled_minibatches(rollout, config, seed):
-        steps += [_step(optimiser, rollout, minibatch, loss, config)]
-    _watch_ratio(max(ratio_errors))
-    return {**mean_figures(steps), "ratio_error": max(ratio_errors)}
+        steps.append(_step(optimiser, rollout, minibatch, loss, config))
+        if len(steps) == 1:  # before which nothing has changed
+            ratio_error = max(errors)
+    _watch_ratio(ratio_error)
+    return {**mean_figures(steps), "ratio_error": ratio_error}
 
 
 def _losses(
@@ -286,8 +302,8 @@ def _losses(
     rows: list[int],
     config: PolicyGradientConfig,
     kl_coef: float,
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The loss of every response token of some rows, statistics of it, and the tokens' log-probabilities."""
+) -> tuple[Tensor, dict[str, Tensor], float]:
+    """The loss of every response token of some rows, statistics of it, and how far a ratio is from 1 at most."""
     rollout, ref = experience.rollout, experience.reference
     mask = rollout.mask[rows]
     batch = pad([rollout.sequences[row] for row in rows], model.device)
@@ -295,13 +311,8 @@ def _losses(
     logits = head_logits(model, states)
     log_probs = token_log_probs(logits, batch.targets, config.temperature)
 
-    losses, stats = policy_loss(
-        log_probs,
-        rollout.log_probs[rows][mask],
-        experience.advantages[rows][mask],
-        config.clip_range,
-        config.dual_clip,
-    )
+    old_log_probs, advantages = rollout.log_probs[rows][mask], experience.advantages[rows][mask]
+    losses, stats = policy_loss(log_probs, old_log_probs, advantages, config.clip_range, config.dual_clip)
     stats["policy_loss"] = losses.detach()
     if config.kl_in == "loss":
         if config.kl_estimator == "full":
@@ -321,7 +332,7 @@ def _losses(
         stats["value_loss"] = value_losses.detach()
     if config.entropy_coef:
         losses = losses - config.entropy_coef * token_entropy(logits, config.temperature)
-    return losses, stats, log_probs.detach()
+    return losses, stats, float((log_probs.detach() - old_log_probs).exp().sub(1).abs().max())
 
 
 def _step(
