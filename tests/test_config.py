@@ -176,7 +176,7 @@ def test_all_faults_are_told_at_once() -> None:
         (["pretrain.block=600"], ["pretrain.block (600)", "model.context (512)"]),
         (["algorithms=[]"], ["algorithms is empty", "ppo, reinforce, rloo", "dpo, ipo, kto, orpo, simpo"]),
         (["ppo.kl_in=loss"], ["ppo: ", '"k1" has a gradient of 0', '"k2" or "full"']),
-        (["grpo.kl_estimator=k1"], ["grpo: ", '"k1" has a gradient of 0', 'kl_in = "reward"']),
+        (["grpo.kl_in=loss"], ["grpo: ", '"k1" has a gradient of 0', 'kl_in = "reward"']),
         (["ppo.kl_estimator=full"], ["ppo: ", "holds back none", 'kl_in = "loss"']),
         (["rloo.dual_clip=1.0"], ["rloo: dual_clip (1.0)", "above 1"]),
         (["ppo.answers=3"], ["ppo: episodes (128)", "multiple of answers (3)"]),

@@ -374,11 +374,6 @@ class GRPOConfig(GroupConfig):
 
     scale_advantages: bool = True
     """Divide by the standard deviation of the prompt's answers; without it this is Dr. GRPO."""
-    kl_in: Literal["reward", "loss"] = "loss"
-    """The penalty is taken from each token's reward, or added to the loss."""
-    kl_estimator: Literal["k1", "k2", "k3", "full"] = "k2"
-    """Per-token estimate of KL(π‖π_ref), or the KL over the whole vocabulary. In the reward k1 is right, in the loss
-    k2 or full: see docs/ppo.md."""
 
 
 class REINFORCEPPConfig(PolicyGradientConfig):

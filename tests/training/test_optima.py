@@ -89,7 +89,6 @@ def distances(made: Policy, config: PolicyGradientConfig, seed: int) -> tuple[fl
 TOYS: dict[str, Any] = {"episodes": 256, "minibatch_episodes": 64, "learning_rate": 3e-3, "kl_coef": 0.5}
 ONE: dict[str, Any] = TOYS | {"iterations": 30, "max_response_tokens": 1, "missing_eos_penalty": 0.0}
 THREE: dict[str, Any] = TOYS | {"iterations": 40, "max_response_tokens": 3, "missing_eos_penalty": 1.0}
-K1: dict[str, Any] = {"kl_in": "reward", "kl_estimator": "k1"}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ K1: dict[str, Any] = {"kl_in": "reward", "kl_estimator": "k1"}
         *((RLOOConfig(**ONE), seed) for seed in range(3)),
         (RLOOConfig(**ONE, kl_in="loss", kl_estimator="k2"), 5),
         (RLOOConfig(**ONE, kl_in="loss", kl_estimator="full"), 6),
-        (GRPOConfig(**ONE, **K1, scale_advantages=False), 7),
+        (GRPOConfig(**ONE, scale_advantages=False), 7),
         (REINFORCEPPConfig(**ONE), 8),
     ],
 )
