@@ -104,9 +104,12 @@ def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
         ("ppo.epoch=2", ["ppo.epoch:", "did you mean ppo.epochs?"]),
         ("kl_coef=0.1", ["kl_coef:", "did you mean ppo.kl_coef?", "Allowed here: name, seed"]),
         ("pppo.kl_coef=0.1", ["pppo:", "did you mean ppo?"]),
-        ("rloo.value_coef=0.1", ["rloo.value_coef: there is no such key", "Allowed here: ", "answers"]),
+        (
+            "rloo.value_coef=0.1",
+            ["rloo.value_coef: there is no such key; it belongs to ppo. Allowed here: ", "answers"],
+        ),
         ("grpo.lam=0.9", ["grpo.lam: there is no such key", "Allowed here: "]),
-        ("rloo.whiten_rewards=true", ["rloo.whiten_rewards: there is no such key"]),
+        ("rloo.whiten_rewards=true", ["rloo.whiten_rewards: there is no such key; it belongs to ppo."]),
         ("rloo.answers=1", ["rloo.answers = 1", "greater than or equal to 2"]),
         ("sed=1", ["sed:", "did you mean seed?"]),
         ("zzz=1", ["zzz:", "no such key. Allowed here: name"]),
@@ -129,7 +132,7 @@ def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
         ("reward.random_answers=1.0", ["reward.random_answers = 1.0", "less than 1"]),
         ("reward.criteria={a = nan}", ["reward.criteria.a = nan", "finite"]),
         ("reward.criteria=helpful", ["reward.criteria = 'helpful'", "dict"]),
-        ("judge.ensemble=3", ["judge.ensemble", "did you mean reward.ensemble?"]),
+        ("judge.ensemble=3", ["judge.ensemble", "it belongs to reward."]),
         ("model.vocabulary=299", ["model.vocabulary = 299", "greater than or equal to 300"]),
     ],
 )

@@ -314,7 +314,7 @@ def _explain(root: type[Section], fault: dict[str, Any]) -> str:
     key = ".".join(path)
     if fault["type"] == "extra_forbidden":
         allowed = list(_fields(root, path[:-1]))
-        nearest = _nearest(root, path, allowed)
+        nearest = _owners(path[-1]) or _nearest(root, path, allowed)
         return f"{key}: there is no such key{nearest} Allowed here: {', '.join(allowed)}."
     if fault["type"] == "value_error":
         return f"{key + ': ' if key else ''}{fault['ctx']['error']}."
@@ -332,6 +332,18 @@ def _fields(root: type[Section], path: list[str]) -> Iterable[str]:
         assert issubclass(annotation, Section)
         root = annotation
     return root.model_fields
+
+
+def _owners(field: str) -> str:
+    """Whose key it is, where it belongs to one section or two: another algorithm's, most likely."""
+    owners = [
+        name
+        for name, info in Recipe.model_fields.items()
+        if isinstance(info.annotation, type)
+        and issubclass(info.annotation, Section)
+        and field in info.annotation.model_fields
+    ]
+    return f"; it belongs to {' and '.join(owners)}." if 0 < len(owners) <= 2 else ""
 
 
 def _nearest(root: type[Section], path: list[str], allowed: list[str]) -> str:
