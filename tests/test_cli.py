@@ -279,7 +279,7 @@ def test_evaluate(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         outcome = call(*arguments, "runs/tiny/reward/model")
-    assert (outcome.code, outcome.err.startswith("warning: The judge is the reward model")) == (0, True)
+    assert (outcome.code, outcome.err.startswith("warning: The judge is the reward that")) == (0, True)
     judged = outcome.out
     assert "Judged by: the trained reward itself, 5 prompts." in judged
     assert f"{after}: The judge is the reward model that the policy was trained on" in judged.replace("\n", " ")

@@ -50,7 +50,7 @@ from prefloop.models.heads import RewardModel
 from prefloop.models.loading import load_reward_model, load_tokenizer
 from prefloop.policy import Policy
 from prefloop.training.comparisons import PreferenceGroup, with_mismatched
-from prefloop.training.direct import _losses, _reference_point, _with_reference, train_direct
+from prefloop.training.direct import _reference_point, _with_reference, preference_losses, train_direct
 from prefloop.training.loop import Metrics
 from prefloop.training.maximum_likelihood import _negative_log_likelihood
 from prefloop.training.reward import train_reward
@@ -172,7 +172,7 @@ def direct(
     """The loss of prefloop, a mean over votes, and its gradient."""
     policy, reference = prefloop.load(folders.policy), prefloop.load(folders.reference)
     data = _with_reference(reference.model, groups(policy.chat, rows), config)
-    losses, _ = _losses(policy.model, data, config, torch.tensor(point))
+    losses, _ = preference_losses(policy.model, data, config, torch.tensor(point))
     loss = losses.sum() / sum(group.votes for group in data)
     return loss, gradients(loss, policy.model)
 
