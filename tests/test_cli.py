@@ -282,7 +282,7 @@ def test_evaluate(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (outcome.code, outcome.err.startswith("warning: The judge is the reward that")) == (0, True)
     judged = outcome.out
     assert "Judged by: the trained reward itself, 5 prompts." in judged
-    assert f"{after}: The judge is the reward model that the policy was trained on" in judged.replace("\n", " ")
+    assert f"{after}: The judge is the reward that the policy was trained on" in judged.replace("\n", " ")
     shutil.copytree("runs/tiny/reward/model", "another")
     assert "Judged by: another, 5 prompts." in ok(call(*arguments, "another"))
     assert "50.0% " in ok(call("evaluate", before, before, "--recipe", "runs/tiny/recipe.toml"))
