@@ -217,6 +217,18 @@ def test_annotators_may_be_asked_about_a_prompt_twice_and_not_always_the_same_on
     assert len(set(asked)) == len(PANEL)
 
 
+def test_annotators_take_turns_over_the_iterations(project: Path) -> None:
+    """Two prompts an iteration: with the same lots each time the same two would be asked for ever."""
+    settings = ('algorithms=["online_dpo"]', "online_dpo.judge=annotators", "online_dpo.iterations=8")
+    settings += ("online_dpo.episodes=4", "online_dpo.minibatch_episodes=4")
+    pipeline.run(recipe(settings=settings), project)
+    with Store.open(project / "feedback.db") as store:
+        mine = {c.id for c in store.completions() if c.origin.startswith("runs/tiny/online_dpo@")}
+        asked = [j.annotator for j in store.judgements("overall") if set(j.shown) <= mine]
+    assert len(asked) == 16
+    assert len(set(asked)) > 2
+
+
 def test_a_critic_of_its_own_is_kept_as_a_reward_models_folder(project: Path) -> None:
     run = pipeline.run(recipe(settings=('algorithms=["ppo"]', "ppo.critic=separate")), project)
     critic, start = (load_reward_model(run / place) for place in ("ppo/critic", "reward/model"))
