@@ -415,7 +415,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
         while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -396,7 +396,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_figures(
         with pytest.raises(ValueError, match="another prefloop is writing"):
             run(tiny(), tmp_path)
         process.send_signal(how)
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=300) != 0
     finally:
         process.kill()
         process.communicate()
