@@ -20,7 +20,7 @@ import pytest
 import typer
 from rich.console import Console
 from tests.test_pipeline import MODEL, dialogues, tiny
-from tests.toys import byte_tokenizer
+from tests.toys import byte_tokenizer, heeds_ctrl_c
 
 from prefloop import cli
 from prefloop.chat import Chat
@@ -408,6 +408,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heeds_ctrl_c,
     )
     metrics = tmp_path / "runs" / "tiny" / ".pretrain.partial" / "metrics.jsonl"
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.toys import heeds_ctrl_c
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefloop import pipeline
@@ -389,6 +390,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_figures(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=heeds_ctrl_c,
     )
     try:
         assert process.stdout is not None
