@@ -92,7 +92,9 @@ COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined
 
 
 def test_these_are_the_commands() -> None:
-    assert list(COMMANDS) == ["demo", "init", "run", "import", "sample", "evaluate", "report", "inspect", "chat"]
+    assert list(COMMANDS) == [
+        *("demo", "init", "run", "import", "sample", "label", "evaluate", "report", "inspect", "chat"),
+    ]
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

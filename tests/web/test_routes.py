@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -19,7 +20,7 @@ class Rule(NamedTuple):
     """Who may call a route, and a call that works for them: path parameters, body, status."""
 
     who: Who
-    path: dict[str, str] = {}
+    path: Mapping[str, str] = MappingProxyType({})
     body: Any = None
     status: int = 200
     own: bool = False
@@ -237,9 +238,6 @@ def test_head_is_get_without_a_body_and_changes_nothing(world: World) -> None:
         answer = client.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
     assert client.head("/api/session").status_code == 405
-
-
-Ended = Callable[[World], None]
 
 
 def test_what_is_refused_is_refused_before_anything_is_read(world: World) -> None:

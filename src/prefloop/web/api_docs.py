@@ -59,7 +59,7 @@ def _operation(openapi: Schema, method: str, path: str, operation: Schema) -> Op
         body=None if body is None else _body(openapi, body["content"]),
         answers=[
             (status, answer["description"], None if int(status) >= 400 else _body(openapi, answer.get("content", {})))
-            for status, answer in operation["responses"].items()
+            for status, answer in sorted(operation["responses"].items())
         ],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
+import re
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -11,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from .api_docs import operations
@@ -70,9 +72,15 @@ def _page(name: str, title: str, **fields: Any) -> str:
     return _environment().get_template(name).render(base="", title=title, **fields)
 
 
+def _coded(text: str) -> Markup:
+    """What stands between backticks, of any number, as code."""
+    parts = re.split(r"`+", text)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
 @cache
 def _environment() -> Environment:
-    return Environment(
+    made = Environment(
         loader=PackageLoader("prefloop.web", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -80,3 +88,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters["coded"] = _coded
+    return made

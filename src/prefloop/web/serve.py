@@ -15,6 +15,7 @@ import webbrowser
 
 import uvicorn
 
+from prefloop.feedback.people import People
 from prefloop.feedback.store import Store
 
 from .app import make_app
@@ -43,7 +44,7 @@ class LabelServer:
         public = origin_of(url) if url else ""
         self.socket = listen(host, port)
         origins = (public,) if public else loopback_origins(host, self.socket.getsockname()[1])
-        self.settings = Settings(origins, key=secrets.token_urlsafe(32), owner=owner_name())
+        self.settings = Settings(origins, key=secrets.token_urlsafe(32), owner=_reserved(store, owner_name()))
         self.app = make_app(store, self.settings)
         self._behind_proxy = bool(public)
         self._server: uvicorn.Server | None = None
@@ -112,6 +113,14 @@ def owner_name() -> str:
     except (KeyError, OSError, ImportError):  # a container's user without a name
         name = ""
     return re.sub(r"[^\w.@+-]+", "-", name).strip("-.")[:64] or "owner"
+
+
+def _reserved(store: Store, name: str) -> str:
+    """The administrator of that name, there from the start: nobody who is invited can take it."""
+    people = People(store)
+    if people.ensure(name, "admin").role == "admin":
+        return name
+    return people.ensure(f"{name}-admin", "admin").name
 
 
 def _is_loopback(host: str) -> bool:
