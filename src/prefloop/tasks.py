@@ -128,6 +128,11 @@ def _sample(model: str, store: Store, data: DataConfig, how: Sampling) -> list[t
         answers=how.answers,
     )
     origin = f"{model}@{folder_hash(Path(model))}" if Path(model).is_dir() else model
+    settings = {
+        "temperature": how.temperature,
+        "max_response_tokens": how.max_response_tokens,
+        "seed": how.seed,
+    }
     items: list[tuple[Prompt, list[Completion]]] = []
     for index, prompt in enumerate(chosen):
         texts = {policy.chat.text(rollout.responses[index * how.answers + k]): k for k in range(how.answers)}
@@ -136,7 +141,7 @@ def _sample(model: str, store: Store, data: DataConfig, how: Sampling) -> list[t
                 prompt_id=prompt.id,
                 text=text,
                 origin=origin,
-                metadata={"temperature": how.temperature, "sample": k, "seed": how.seed},
+                metadata={**settings, "sample": k},
             )
             for text, k in texts.items()
         ]
