@@ -103,7 +103,7 @@ def init(
         raise ValueError(f"{name / 'prefloop.toml'} is there already; nothing was changed")
     name.mkdir(parents=True, exist_ok=True)
     (name / "prefloop.toml").write_text(starter_text(_as_name(name.resolve().name)), encoding="utf-8")
-    Store.open(name / "feedback.db").close()
+    Store.of_project(name).close()
     _say(
         f"Made {name}. Next:\n"
         f"  cd {name}\n"
@@ -144,7 +144,7 @@ def import_(
         if not file.is_file():
             problem = "is a folder; name the files in it" if file.is_dir() else "there is no such file"
             raise ValueError(f"{file}: {problem}")
-    with Store.open("feedback.db") as store:
+    with Store.of_project(Path.cwd()) as store:
         for file in files:
             report = import_file(store, file, format, skip_bad=skip_bad)
             added = report.added
@@ -182,7 +182,7 @@ def sample(
     # The recipe says which prompts are held out and what people are asked.
     loaded = load_recipe(recipe) if recipe.exists() or recipe != Path("prefloop.toml") else Recipe()
     how = Sampling(prompts, answers, temperature, max_response_tokens, seed)
-    with Store.open("feedback.db", create=False) as store:
+    with Store.of_project(Path.cwd(), create=False) as store:
         rows = sample_to_sheet(model, store, sheet, loaded.data, how)
     _say(
         f"{rows} prompts with {answers} answers each: {sheet}\n"

@@ -97,7 +97,7 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
         elif is_path(source.model) and not Path(source.model).is_dir():
             raise ValueError(f"reward {source.name!r}: there is no folder {source.model}")
     runs = RunFolder(project / "runs" / recipe.name)
-    with _threads(recipe.threads), Store.open(project / "feedback.db") as store:
+    with _threads(recipe.threads), Store.of_project(project) as store:
         data = prepare(recipe, store, folder or project)
         with runs.lock():
             write_text(runs.path / "recipe.toml", dump_recipe(recipe))

@@ -106,7 +106,7 @@ def evaluate_pair(
             f"the models read at most {context} tokens; data.max_prompt_tokens and evaluate.max_response_tokens "
             f"together need {needed}. Lower one of them"
         )
-    with Store.open(project / "feedback.db", create=False) as store:
+    with Store.of_project(project, create=False) as store:
         data = prepare(recipe, store, folder)
         run = Context(recipe, project / "runs" / recipe.name, data, store)
         referee = choose_judge(run, judge)
@@ -123,7 +123,7 @@ def coloured_examples(model: str, file: Path | None, count: int, loss_on: Litera
     if file is not None:
         records = read_file(file)
     else:
-        with Store.open("feedback.db", create=False) as store:
+        with Store.of_project(Path.cwd(), create=False) as store:
             records = [*store.prompts(), *store.demonstrations(), *store.completions()]
     yield Text.assemble("Green is trained on, grey is context. ", ("▁ marks a space, ⏎ a new line.", "dim"))
     yield from (coloured(chat, chat.render(turns, loss_on)) for turns in islice(_conversations(records), count))
