@@ -82,18 +82,18 @@ class People:
     def ensure(self, name: str, role: Role) -> Person:
         """The person of that name, made with ``role`` if there is none."""
         name = checked_name(name)
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             return _find(db, name) or self._make(db, name, role)
 
     def revoke(self, name: str) -> None:
         """From now on this person may do nothing; their sessions and tokens end. LookupError: there is none."""
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             self._change(db, name, moment(self._now()))
             db.execute(self._ending().where(SECRETS.c.person == name, SECRETS.c.kind != "invite"))
 
     def restore(self, name: str) -> None:
         """Undo `revoke`; they sign in anew."""
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             self._change(db, name, None)
 
     # Invites
@@ -105,7 +105,7 @@ class People:
         name = checked_name(name) if name else ""
         if name and self.find(name):
             raise ValueError(f"there is somebody called {name!r} already; choose another name")
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             row, secret = self._add(db, "invite", label=name, author=author, days=days, role=role)
         return _invite(row), secret
 
@@ -119,7 +119,7 @@ class People:
 
     def accept(self, secret: str, name: str) -> Person:
         """Make the person whom an invite is for; once. ValueError says why it cannot be."""
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             row = self._valid(db, "invite", secret, lock=True)
             if row is None:
                 raise ValueError("this invite is unknown, used or too old; ask for a new one")
@@ -134,13 +134,13 @@ class People:
 
     def start_session(self, name: str, hours: float = 24 * 7) -> str:
         """A new session's secret, for a person who is not revoked."""
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             self._check_active(db, name)
             db.execute(sa.delete(SECRETS).where(SECRETS.c.kind == "session", SECRETS.c.expires < moment(self._now())))
             return self._add(db, "session", person=name, author=name, days=hours / 24)[1]
 
     def end_session(self, secret: str) -> None:
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             db.execute(self._ending().where(SECRETS.c.hash == _hash(secret), SECRETS.c.kind == "session"))
 
     def signed_in(self, secret: str) -> Person | None:
@@ -149,7 +149,7 @@ class People:
 
     def make_token(self, name: str, label: str, days: float | None = None) -> tuple[Token, str]:
         """A token for scripts and its secret, which nobody can read again."""
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             self._check_active(db, name)
             row, secret = self._add(db, "token", person=name, author=name, label=label, days=days)
         return _token(row), secret
@@ -211,7 +211,7 @@ class People:
         return sa.update(SECRETS).where(SECRETS.c.ended.is_(None)).values(ended=moment(self._now()))
 
     def _end(self, id: str, kind: _Kind) -> None:
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             if db.execute(self._ending().where(SECRETS.c.id == id, SECRETS.c.kind == kind)).rowcount == 0:
                 raise LookupError(f"there is no {kind} {id!r} that could be ended")
 
