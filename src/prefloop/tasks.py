@@ -191,7 +191,7 @@ def coloured_examples(model: str, file: Path | None, count: int, loss_on: Litera
     if file is not None:
         records = read_file(file)
     else:
-        with Store.of_project(Path(), create=False) as store:
+        with Store.of_project(Path.cwd(), create=False) as store:
             records = [*store.prompts(), *store.demonstrations(), *store.completions()]
     yield Text.assemble("Green is trained on, grey is context. ", ("▁ marks a space, ⏎ a new line.", "dim"))
     yield from (coloured(chat, chat.render(turns, loss_on)) for turns in islice(_conversations(records), count))
