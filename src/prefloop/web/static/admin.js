@@ -7,6 +7,7 @@ const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const number = new Intl.NumberFormat();
 const on = (moment) => day.format(new Date(moment));
 
+let me = "";
 let versions = [];
 
 async function load() {
@@ -73,7 +74,7 @@ function showPeople(people) {
       const change = person.revoked
         ? action("Let in again", person.name, `${person.name} may come back.`, () => call("POST", `${path}/restore`))
         : action("Send away", person.name, `${person.name} is out.`, () => call("POST", `${path}/revoke`));
-      return row(person.name, `${person.role}, ${person.revoked ? `sent away on ${on(person.revoked)}` : `since ${on(person.created)}`}`, change);
+      return row(person.name, `${person.name === me ? "you, " : ""}${person.role}, ${person.revoked ? `sent away on ${on(person.revoked)}` : `since ${on(person.created)}`}`, person.name === me ? "" : change);
     }),
   );
   const chosen = byId("token-name").value;
@@ -193,8 +194,7 @@ for (const button of document.querySelectorAll("[data-copies]")) {
 
 async function begin() {
   try {
-    const me = await call("GET", "/me");
-    byId("person").textContent = me.name;
+    byId("person").textContent = me = (await call("GET", "/me")).name;
     await load();
     await showGuidelines();
     byId("sections").hidden = false;
