@@ -75,6 +75,13 @@ def test_administration(world: World, url: str, tmp_path: Path) -> None:
         client.close_batch("batch")
         assert client.batches()[0].closed
         assert client.open_batch("batch", overlap=3).overlap == 3
+        for odd in ("a/b", "50% of <all>?", "x/close"):  # made elsewhere; the API itself is stricter
+            world.queue.open_batch(odd)
+            world.people.ensure(odd, "annotator")
+            client.close_batch(odd)
+            client.revoke(odd)
+        assert all(batch.closed for batch in client.batches()[1:])
+        assert sum(bool(person.revoked) for person in client.people()) == 3
         assert client.add_person("length bot").role == "annotator"
         client.revoke("length bot")
         assert {person.name: bool(person.revoked) for person in client.people()}["length bot"]

@@ -37,7 +37,7 @@ def add_person(state: Shared, body: PersonIn) -> PersonOut:
     return PersonOut(**vars(state.people.ensure(body.name, body.role)))
 
 
-@router.post("/people/{name}/revoke", status_code=204, responses=errors(401, 403, 404))
+@router.post("/people/{name:path}/revoke", status_code=204, responses=errors(401, 403, 404))
 def revoke(state: Shared, admin: Admin, name: InPath) -> None:
     """Send somebody away: their sessions and tokens end at once. What they judged stays."""
     if name == admin.name:
@@ -45,7 +45,7 @@ def revoke(state: Shared, admin: Admin, name: InPath) -> None:
     state.people.revoke(name)
 
 
-@router.post("/people/{name}/restore", status_code=204, responses=errors(401, 403, 404))
+@router.post("/people/{name:path}/restore", status_code=204, responses=errors(401, 403, 404))
 def restore(state: Shared, name: InPath) -> None:
     """Let somebody come back; they need a new invite or token."""
     state.people.restore(name)
