@@ -27,6 +27,8 @@ WORDS_PER_MINUTE = 1000.0
 2019]; twice that is skimming."""
 ONE_SIDE = 0.9
 """Chosen this often at the least (by the interval's lower end), a side is what somebody chooses, not an answer."""
+GOLD_FLOOR = 0.8
+"""Accuracy on gold items whose interval lies below this is too low: whoever reads gets them right."""
 _GOLD = 0
 _MOST_LEAD = 5
 
@@ -112,5 +114,6 @@ def side_suspicion(left: Floats) -> str:
     share = wilson(float(decided.sum()), len(decided))
     if share["low"] > ONE_SIDE or share["high"] < 1 - ONE_SIDE:
         side = "first" if share["value"] > 0.5 else "last"
-        return f"chooses the answer shown {side} in {max(share['value'], 1 - share['value']):.0%} of {len(decided)} votes"
+        how_often = max(share["value"], 1 - share["value"])
+        return f"chooses the answer shown {side} in {how_often:.0%} of {len(decided)} votes"
     return ""
