@@ -150,6 +150,8 @@ class LabelConfig(Section):
     """Annotators asked about each pair; the simulated panel has six."""
     minimum: Positive = 50
     """With ``human``: judgements needed before the run goes on."""
+    weights: Literal["equal", "reliability"] = "equal"
+    """What an annotator's vote counts: one for everybody, or by estimated reliability (Crowd-BT), 1 on average."""
 
 
 class ScoreConfig(Optimisation):

@@ -24,7 +24,9 @@ from prefloop.dataset import Pair, judged_pairs
 from prefloop.evaluation.reward_quality import evaluate_reward
 from prefloop.feedback.aggregate import Comparison, Snapshot, comparisons, read_snapshot, snapshot
 from prefloop.feedback.formats import write_sheet
+from prefloop.feedback.pairs import pair_votes
 from prefloop.feedback.records import Completion, Judgement, Message, Prompt, content_id
+from prefloop.feedback.reliability import annotator_weights
 from prefloop.judging import answers_of, choose_judge, judged
 from prefloop.labelers.simulated import PANEL, assign, judge
 from prefloop.models.loading import load_reward_model
@@ -112,6 +114,8 @@ def label(context: Context, writer: StageWriter) -> None:
     for one in (frozen, *others):
         _check_judged(one)
         one.write(writer.folder / _snapshot_name(context, one.criterion))
+    if recipe.label.weights == "reliability":
+        write_json(writer.folder / "annotators.json", {one.criterion: _weighed(one) for one in (frozen, *others)})
     hashes = [one.hash for one in (frozen, *others)]
     writer.extra |= {
         "snapshot": content_id("snapshots", hashes) if others else frozen.hash,
@@ -269,11 +273,21 @@ def _judged_by_criterion(context: Context) -> list[list[list[Comparison]]]:
 
 
 def _comparisons(context: Context, criterion: str) -> list[Comparison]:
-    return read_snapshot(context.run / "label" / _snapshot_name(context, criterion)).comparisons()
+    frozen = read_snapshot(context.run / "label" / _snapshot_name(context, criterion))
+    if context.recipe.label.weights == "equal":
+        return frozen.comparisons()
+    annotators = read_json(context.run / "label" / "annotators.json")[criterion]
+    return frozen.comparisons({name: figures["weight"] for name, figures in annotators.items()})
 
 
 def _snapshot_name(context: Context, criterion: str) -> str:
     return "snapshot.jsonl" if criterion == context.recipe.data.criterion else f"snapshot-{criterion}.jsonl"
+
+
+def _weighed(frozen: Snapshot) -> dict[str, Any]:
+    """What each annotator's votes weigh, and the reliability behind it."""
+    found = annotator_weights(pair_votes(frozen.judgements, frozen.completions))
+    return {name: {"weight": weight, "reliability": eta} for name, (weight, eta) in sorted(found.items())}
 
 
 def _check_judged(frozen: Snapshot) -> None:

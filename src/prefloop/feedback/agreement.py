@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .intervals import Estimate, wilson
-from .pairs import Floats, Ints, PairVotes
+from .pairs import Floats, Ints, PairVotes, sums
 
 REPLICATES = 2000
 """Bootstrap samples."""
@@ -58,14 +58,17 @@ def agreement(votes: PairVotes, seed: int = 0) -> Agreement:
     votes = _overlapping(votes.latest())
     if not len(votes):
         return Agreement(0, None, None, None, None, None, None)
-    sums = _sums_by_prompt(votes)
-    total = sums.sum(0)
-    # What a share of disagreement costs: α falls by 1/D_e of it, a share by itself.
-    slopes = (*(1 / chance for chance in _by_chance(total)), 1.0, 1.0, 1.0)
+    by_prompt = _sums_by_prompt(votes)
+    total = by_prompt.sum(0)
+    chances = (*map(float, _by_chance(total)), 1.0, 1.0, 1.0)  # α falls by 1/D_e of a disagreement, a share by itself
     alpha, ordinal, raw, decided, others = (
-        _estimate(value, replicas, int(n), len(sums), float(slope))
-        for value, replicas, n, slope in zip(
-            _figures(total), _figures(resampled(sums, REPLICATES, seed)), total[[0, 0, 4, 6, 8]], slopes, strict=True
+        _estimate(value, replicas, int(n), len(by_prompt), chance)
+        for value, replicas, n, chance in zip(
+            _figures(total),
+            _figures(resampled(by_prompt, REPLICATES, seed)),
+            total[[0, 0, 4, 6, 8]],
+            chances,
+            strict=True,
         )
     )
     return Agreement(votes.n_pairs, alpha, ordinal, raw, decided, others, _accuracy(decided))
@@ -88,19 +91,19 @@ def following(votes: PairVotes) -> tuple[Ints, Floats, Ints]:
         score: [M] 1 where the vote goes with that majority, 0 where it goes against it, ½ for a tie.
         lead: [M] by how many votes the majority leads; at least 1.
     """
-    others = np.bincount(votes.pair, votes.sign, votes.n_pairs)[votes.pair] - votes.sign
+    others = sums(votes.pair, votes.sign, votes.n_pairs)[votes.pair] - votes.sign
     rows = np.flatnonzero(others)
     score = (1 + votes.sign[rows] * np.sign(others[rows])) / 2
     return rows, score, np.abs(others[rows]).astype(np.int64)
 
 
-def resampled(sums: Floats, replicates: int, seed: int) -> Floats:
-    """[replicates, S] Bootstrap sums of the rows of ``sums`` [prompts, S], as many rows as there are.
+def resampled(rows: Floats, replicates: int, seed: int) -> Floats:
+    """[replicates, S] Bootstrap sums of ``rows`` [prompts, S], as many rows as there are.
 
     How often each *distinct* row is drawn is multinomial, so rows that are equal need one number and not one each:
     of a million prompts with three votes a few dozen are distinct.
     """
-    distinct, counts = np.unique(sums, axis=0, return_counts=True)
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
     share, total = counts / counts.sum(), int(counts.sum())
     pieces = max(1, 4_000_000 // len(distinct))
@@ -126,7 +129,7 @@ def _overlapping(votes: PairVotes) -> PairVotes:
 def _sums_by_prompt(votes: PairVotes) -> Floats:
     """[prompts, 10]: votes; ties; coincidences of better with worse, of a side with a tie; agreeing pairs of
     annotators and all of them... in the order in which `_figures` takes them."""
-    worse, tie, better = (np.bincount(votes.pair, votes.value == value, votes.n_pairs) for value in (0.0, 0.5, 1.0))
+    worse, tie, better = (sums(votes.pair, votes.value == value, votes.n_pairs) for value in (0.0, 0.5, 1.0))
     n, sides = worse + tie + better, worse + better
 
     def pairs(count: Floats) -> Floats:
@@ -144,27 +147,27 @@ def _sums_by_prompt(votes: PairVotes) -> Floats:
             pairs(sides),
             pairs(worse) + pairs(better),
             np.bincount(votes.pair[rows], minlength=votes.n_pairs),
-            np.bincount(votes.pair[rows], score, votes.n_pairs),
+            sums(votes.pair[rows], score, votes.n_pairs),
         ]
     )
     whose = np.zeros(votes.n_pairs, np.int64)
     whose[votes.pair] = np.unique(votes.prompt, return_inverse=True)[1]
-    return np.column_stack([np.bincount(whose, column) for column in per_pair.T])
+    return np.column_stack([sums(whose, column, int(whose.max()) + 1) for column in per_pair.T])
 
 
-def _by_chance(sums: Floats) -> tuple[Floats, Floats]:
+def _by_chance(table: Floats) -> tuple[Floats, Floats]:
     """D_e, nominal and ordinal, of sums [..., 10]."""
     # Both orders of each unit: twice the votes; of those that took a side, half say *better*.
-    total, ties, side = 2 * sums[..., 0], 2 * sums[..., 1], sums[..., 0] - sums[..., 1]
+    total, ties, side = 2 * table[..., 0], 2 * table[..., 1], table[..., 0] - table[..., 1]
     with np.errstate(invalid="ignore", divide="ignore"):
         pairs = total * (total - 1)
         return (total**2 - 2 * side**2 - ties**2) / pairs, (2 * side**2 + ties * side) / pairs
 
 
-def _figures(sums: Floats) -> tuple[Floats, ...]:
+def _figures(table: Floats) -> tuple[Floats, ...]:
     """α nominal, α ordinal, raw, decided, leave-one-out from sums [..., 10]; NaN for nothing divided by nothing."""
-    n, _, opposed, half, pairs, agreed, decided_pairs, decided, asked, followed = np.moveaxis(sums, -1, 0)
-    nominal, ordinal = _by_chance(sums)
+    n, _, opposed, half, pairs, agreed, decided_pairs, decided, asked, followed = np.moveaxis(table, -1, 0)
+    nominal, ordinal = _by_chance(table)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (
             1 - (opposed + half) / n / nominal,
@@ -175,12 +178,12 @@ def _figures(sums: Floats) -> tuple[Floats, ...]:
         )
 
 
-def _estimate(value: Floats, drawn: Floats, n: int, prompts: int, slope: float) -> Estimate | None:
+def _estimate(value: Floats, drawn: Floats, n: int, prompts: int, chance: float) -> Estimate | None:
     point = float(value)
     if not math.isfinite(point):
         return None
     if point == 1.0:
-        return {"value": 1.0, "low": 1 - slope * (1 - wilson(prompts, prompts)["low"]), "high": 1.0, "n": n}
+        return {"value": 1.0, "low": 1 - (1 - wilson(prompts, prompts)["low"]) / chance, "high": 1.0, "n": n}
     return percentiles(point, drawn, n)
 
 

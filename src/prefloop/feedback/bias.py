@@ -24,17 +24,17 @@ that.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
-from scipy.special import expit
+from scipy.special import expit, ndtri
 
 from .agreement import REPLICATES, percentiles, resampled
 from .features import FEATURES
 from .intervals import Estimate, Z
-from .pairs import Floats, Ints, PairVotes
+from .pairs import Floats, Ints, PairVotes, sums
 
 OWN_EFFECT_SD = 0.5
 """Prior standard deviation of what an annotator adds, in logits: 0.5 moves an even choice to 62 %."""
@@ -51,9 +51,9 @@ class Bias:
     """Effects in logits, with 95 % intervals; ``n`` is the number of votes."""
 
     position: Estimate
-    """b_0: for the answer shown first."""
+    """For the answer shown first, in the average vote: b_0 and the mean of b_k over the votes."""
     features: Mapping[str, Estimate]
-    """β by feature, for answers that differ in it."""
+    """β by feature, for answers that differ in it; of length, in the average vote."""
     quality: Estimate | None
     """γ, what one unit of Δs is worth; None without Δs."""
     annotator_position: Mapping[str, Estimate]
@@ -88,12 +88,17 @@ def bias(votes: PairVotes, features: Floats, differences: Floats | None = None) 
     precision = np.repeat([NUISANCE_SD**-2, OWN_EFFECT_SD**-2], [k, 2 * a])
     theta, covariance = logistic(design.tocsr(), votes.left, votes.prompt, precision)
 
-    def effect(*columns: int, n: int = len(votes)) -> Estimate:
-        return _combined(theta, covariance, columns, n)
+    def effect(weights: Mapping[int, float], n: int = len(votes)) -> Estimate:
+        return _combined(theta, covariance, weights, n)
 
-    def by_annotator(*columns: int) -> dict[str, Estimate]:
+    def on_average(column: int, own_columns: int) -> dict[int, float]:
+        """What everybody has in common, and what annotators add, by their shares of the votes."""
+        shares = counts[active >= 0] / len(votes)
+        return {column: 1.0, **{own_columns + i: float(share) for i, share in enumerate(shares)}}
+
+    def by_annotator(own_columns: int, *shared_columns: int) -> dict[str, Estimate]:
         return {
-            name: effect(*(c + i * (c >= k) for c in columns), n=int(count))
+            name: effect({own_columns + i: 1.0, **dict.fromkeys(shared_columns, 1.0)}, int(count))
             for name, i, count in zip(votes.annotators, active, counts, strict=True)
             if i >= 0
         }
@@ -101,11 +106,13 @@ def bias(votes: PairVotes, features: Floats, differences: Floats | None = None) 
     counts = np.bincount(votes.annotator, minlength=len(votes.annotators))
     length = 0 in used  # the first column after the constant, if it is there
     return Bias(
-        position=effect(0),
-        features={FEATURES[f]: effect(1 + at) for at, f in enumerate(used)},
-        quality=effect(k - 1) if differences is not None else None,
-        annotator_position=by_annotator(0, k),
-        annotator_length=by_annotator(1, k + a) if length else {},
+        position=effect(on_average(0, k)),
+        features={
+            FEATURES[f]: effect(on_average(1, k + a) if f == 0 else {1 + at: 1.0}) for at, f in enumerate(used)
+        },
+        quality=None if differences is None else effect({k - 1: 1.0}),
+        annotator_position=by_annotator(k, 0),
+        annotator_length=by_annotator(k + a, 1) if length else {},
         annotator_length_beyond=by_annotator(k + a) if length else {},
         within_pairs=position_within_pairs(votes),
     )
@@ -127,11 +134,29 @@ def _indicators(group: Ints, value: Floats) -> csr_matrix:
     return csr_matrix((value[rows], (rows, group[rows])), (len(group), int(group.max(initial=-1)) + 1))
 
 
-def _combined(theta: Floats, covariance: Floats, columns: Sequence[int], n: int) -> Estimate:
-    """The sum of some coefficients."""
-    at = list(columns)
-    value, error = float(theta[at].sum()), math.sqrt(covariance[np.ix_(at, at)].sum())
+def _combined(theta: Floats, covariance: Floats, weights: Mapping[int, float], n: int) -> Estimate:
+    """A weighted sum of coefficients."""
+    at, weight = list(weights), np.array(list(weights.values()))
+    value, error = float(weight @ theta[at]), math.sqrt(weight @ covariance[np.ix_(at, at)] @ weight)
     return {"value": value, "low": value - Z * error, "high": value + Z * error, "n": n}
+
+
+def leanings(found: Bias) -> dict[str, tuple[str, ...]]:
+    """What each annotator leans to, in words: to a side, or to length more than the others. At a level of 5 % for all
+    annotators and both questions together (Bonferroni)."""
+    tests = max(1, len(found.annotator_position) + len(found.annotator_length_beyond))
+    limit = -float(ndtri(0.025 / tests)) / Z
+    result: dict[str, tuple[str, ...]] = {}
+    for what, sides, effects in (
+        ("the answer shown {}", ("first", "last"), found.annotator_position),
+        ("the {} answer, more than the others do", ("longer", "shorter"), found.annotator_length_beyond),
+    ):
+        for name, effect in effects.items():
+            value, error = effect["value"], (effect["high"] - effect["low"]) / 2
+            if abs(value) > limit * error:
+                said = f"leans to {what.format(sides[value < 0])}: {value:+.2f} ± {error:.2f} logits"
+                result[name] = (*result.get(name, ()), said)
+    return result
 
 
 def relative(one: Floats, other: Floats) -> Floats:
@@ -158,9 +183,9 @@ def logistic(x: csr_matrix, y: Floats, clusters: Ints, precision: Floats) -> tup
         if np.abs(step).max() < 1e-9:
             break
     whose = np.unique(clusters, return_inverse=True)[1]
-    sums = csr_matrix((y - expit(x @ theta), (whose, np.arange(len(y))))) @ x
+    scores = csr_matrix((y - expit(x @ theta), (whose, np.arange(len(y))))) @ x
     count = whose.max() + 1
-    squares = (sums.T @ sums).toarray() * count / max(1, count - 1)
+    squares = (scores.T @ scores).toarray() * count / max(1, count - 1)
     bread = np.linalg.inv(hessian)
     return theta, bread @ (squares + ridge) @ bread
 
@@ -173,24 +198,24 @@ def position_within_pairs(votes: PairVotes, seed: int = 0) -> Estimate | None:
     counts. The interval is a bootstrap over prompts. None where no pair has such votes.
     """
     sides = [
-        np.bincount(votes.pair, (votes.first_left == there) & (votes.left == chosen), votes.n_pairs)
+        sums(votes.pair, (votes.first_left == there) & (votes.left == chosen), votes.n_pairs)
         for there in (True, False)
         for chosen in (1.0, 0.0)
     ]
     both_left, both_right = sides[0] * sides[2], sides[1] * sides[3]
     whose = np.zeros(votes.n_pairs, np.int64)
     whose[votes.pair] = np.unique(votes.prompt, return_inverse=True)[1]
-    sums = np.column_stack([np.bincount(whose, part) for part in (both_left, both_right)])
-    sums = sums[sums.any(1)]
-    if not len(sums):
+    counts = np.column_stack([sums(whose, part, int(whose.max()) + 1) for part in (both_left, both_right)])
+    counts = counts[counts.any(1)]
+    if not len(counts):
         return None
 
-    def figure(counts: Floats) -> Floats:
-        found: Floats = np.log((counts[..., 0] + 0.5) / (counts[..., 1] + 0.5)) / 2
+    def figure(both: Floats) -> Floats:
+        found: Floats = np.log((both[..., 0] + 0.5) / (both[..., 1] + 0.5)) / 2
         return found
 
-    value, drawn = float(figure(sums.sum(0))), figure(resampled(sums, REPLICATES, seed))
-    if not sums.sum(0).all():  # nothing to resample: as if one pair had gone the other way
-        error = math.sqrt(1 / (sums.sum() + 0.5) + 1 / 0.5) / 2
-        return {"value": value, "low": value - Z * error, "high": value + Z * error, "n": int(sums.sum())}
-    return percentiles(value, drawn, int(sums.sum()))
+    value, drawn = float(figure(counts.sum(0))), figure(resampled(counts, REPLICATES, seed))
+    if not counts.sum(0).all():  # nothing to resample: as if one pair had gone the other way
+        error = math.sqrt(1 / (counts.sum() + 0.5) + 1 / 0.5) / 2
+        return {"value": value, "low": value - Z * error, "high": value + Z * error, "n": int(counts.sum())}
+    return percentiles(value, drawn, int(counts.sum()))

@@ -17,7 +17,7 @@ import numpy as np
 
 from .agreement import following
 from .intervals import Estimate, wilson
-from .pairs import Floats, Ints, PairVotes
+from .pairs import Floats, Ints, PairVotes, sums
 
 ALPHA = 0.05
 """How often a panel of careful annotators has somebody suspected for answering like a coin."""
@@ -59,16 +59,16 @@ def coin_evidence(votes: PairVotes) -> Evidence:
     situation = np.concatenate([np.minimum(lead[plain], _MOST_LEAD), np.full(len(gold), _GOLD)])
     who = votes.annotator[row]
     where = who * (_MOST_LEAD + 1) + situation
-    agreed = np.bincount(where, score, a * (_MOST_LEAD + 1)).reshape(a, -1)
+    agreed = sums(where, score, a * (_MOST_LEAD + 1)).reshape(a, -1)
     asked = np.bincount(where, minlength=a * (_MOST_LEAD + 1)).reshape(a, -1)
     # Of the others alone; one more of each kind, so that no vote is ruled out. A majority is never worse than a coin.
     p = np.maximum(0.5, (agreed.sum(0) - agreed + 1) / (asked.sum(0) - asked + 2))[who, situation]
     ratio = np.select([score == 1, score == 0], [np.log(0.5 / p), np.log(0.5 / np.minimum(1 - p, 0.5))])
     return Evidence(
         votes=np.bincount(who, minlength=a),
-        agreed=np.bincount(who, score, a),
-        expected=np.bincount(who, p, a),
-        log_ratio=np.bincount(who, ratio, a),
+        agreed=sums(who, score, a),
+        expected=sums(who, p, a),
+        log_ratio=sums(who, ratio, a),
     )
 
 
@@ -88,12 +88,10 @@ def coin_suspicions(evidence: Evidence) -> list[str]:
 
 
 def gold_suspicion(accuracy: Estimate) -> str:
-    """For an accuracy on gold items: no better than a coin, for all that is known."""
-    if accuracy["n"] < FEWEST_VOTES or accuracy["low"] > 0.5:
+    """For an accuracy on gold items, which are chosen to be clear."""
+    if accuracy["n"] < FEWEST_VOTES or accuracy["high"] >= GOLD_FLOOR:
         return ""
-    return (
-        f"gold items: {accuracy['value']:.0%} of {accuracy['n']} right, no better than a coin for all that is known"
-    )
+    return f"gold items: {accuracy['value']:.0%} of {accuracy['n']} right, at most {accuracy['high']:.0%} (95 %)"
 
 
 def speed_suspicion(words: Floats, seconds: Floats) -> str:

@@ -7,6 +7,7 @@ shown and by whomever they were judged. Answers with the same text are one answe
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .records import BEST_ONLY, Completion, Judgement
+from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -46,6 +47,8 @@ class PairVotes:
     """[N] Whether the first was shown before (left of, above) the second."""
     gold: npt.NDArray[np.int8]
     """[N] 1 where the first is known to be better, −1 where the second is, 0 where nothing is known."""
+    shown: Ints
+    """[N, 2] The completions, by number, left and right."""
 
     def __len__(self) -> int:
         return len(self.value)
@@ -84,20 +87,44 @@ class PairVotes:
         return np.sort(len(self) - 1 - last)
 
 
+class Numbered:
+    """Completions by number, and which of them are the same answer: those of a prompt with the same text."""
+
+    def __init__(self) -> None:
+        self.number: dict[str, int] = {}
+        """Completion id → its number."""
+        self._texts: dict[bytes, int] = {}  # by hash: the texts of a million completions are gigabytes
+        self._answer = array("q")
+
+    def add(self, completion: Completion) -> int:
+        """The completion's number; that of one that is here already if it comes again."""
+        number = self.number.setdefault(completion.id, len(self.number))
+        if number == len(self._answer):
+            text = f"{completion.prompt_id}\0{completion.text}".encode("utf-8", "surrogatepass")
+            key = hashlib.blake2b(text, digest_size=16).digest()
+            self._answer.append(self._texts.setdefault(key, len(self._texts)))
+        return number
+
+    @property
+    def answer(self) -> Ints:
+        """[completions] The number of each one's answer."""
+        return np.array(self._answer, np.int64)
+
+
 class PairCollector:
     """Takes judgements one by one and makes `PairVotes` of them.
 
     Args:
-        answers: completion id → number of the answer; the same number for the same text.
+        completions: what the judgements show.
     """
 
-    def __init__(self, answers: Mapping[str, int]) -> None:
-        self._answers = answers
+    def __init__(self, completions: Numbered) -> None:
+        self._completions = completions
         self._annotators: dict[str, int] = {}
         self._prompts: dict[str, int] = {}
         self._count = 0
-        self._ints = array("q")  # prompt, annotator, judgement, first, second; in turn
-        self._codes = array("b")  # value · 2, first_left, gold; in turn
+        self._ints = array("q")  # prompt, annotator, judgement, left, right; in turn
+        self._codes = array("b")  # whether the left is preferred, and by gold: 1, 0 or −1; in turn
 
     def add(self, judgement: Judgement, gold: Sequence[int] | None = None) -> int:
         """Take one judgement; its number is returned. Corrections come later than what they correct.
@@ -106,7 +133,7 @@ class PairCollector:
             gold: the right ranks of the shown answers, where they are known.
 
         Raises:
-            ValueError: a completion that ``answers`` does not have, or gold ranks that do not fit.
+            ValueError: a completion that is not known, or gold ranks that do not fit.
         """
         if gold is not None and len(gold) != len(judgement.shown):
             raise ValueError(
@@ -116,64 +143,68 @@ class PairCollector:
         prompt = self._prompts.setdefault(judgement.prompt_id, len(self._prompts))
         annotator = self._annotators.setdefault(judgement.annotator, len(self._annotators))
         try:
-            shown = [self._answers[key] for key in judgement.shown]
+            shown = [self._completions.number[key] for key in judgement.shown]
         except KeyError as missing:
             raise ValueError(f"judgement {judgement.id!r:.80} shows completion {missing}, which is missing") from None
         for left, right in compared(judgement):
-            one, other = shown[left], shown[right]
-            if one != other:
-                value = _order(judgement.ranks[left], judgement.ranks[right])
-                known = 0 if gold is None else _order(gold[left], gold[right])
-                if one > other:
-                    one, other, value, known, first_left = other, one, -value, -known, 0
-                else:
-                    first_left = 1
-                self._ints.extend((prompt, annotator, number, one, other))
-                self._codes.extend((value + 1, first_left, known))
+            self._ints.extend((prompt, annotator, number, shown[left], shown[right]))
+            known = 0 if gold is None else _order(gold[left], gold[right])
+            self._codes.extend((_order(judgement.ranks[left], judgement.ranks[right]), known))
         return number
 
     def votes(self) -> PairVotes:
         """What was taken so far."""
         ints = np.array(self._ints, np.int64).reshape(-1, 5)
-        codes = np.array(self._codes, np.int8).reshape(-1, 3)
-        prompt, annotator, judgement, first, second = ints.T.copy()
-        answers = int(second.max()) + 1 if len(ints) else 1
+        order, gold = np.array(self._codes, np.int8).reshape(-1, 2).T
+        answers = self._completions.answer[ints[:, 3:]]
+        differ = answers[:, 0] != answers[:, 1]
+        ints, order, gold, answers = ints[differ], order[differ], gold[differ], answers[differ]
+        first_left = answers[:, 0] < answers[:, 1]
+        turn = np.where(first_left, 1, -1).astype(np.int8)
+        first, second = answers.min(1, initial=2**62), answers.max(1, initial=0)
         return PairVotes(
             annotators=tuple(self._annotators),
-            prompt=prompt,
-            pair=np.unique(first * answers + second, return_inverse=True)[1],
-            annotator=annotator,
-            judgement=judgement,
+            prompt=ints[:, 0].copy(),
+            pair=np.unique(first * (second.max(initial=0) + 1) + second, return_inverse=True)[1],
+            annotator=ints[:, 1].copy(),
+            judgement=ints[:, 2].copy(),
             first=first,
             second=second,
-            value=codes[:, 0] / 2,
-            first_left=codes[:, 1].astype(bool),
-            gold=codes[:, 2].copy(),
+            value=(1 + order * turn) / 2,
+            first_left=first_left,
+            gold=gold * turn,
+            shown=ints[:, 3:].copy(),
         )
 
 
 def pair_votes(
-    judgements: Iterable[Judgement], answers: Mapping[str, int], gold: Mapping[str, Sequence[int]] | None = None
+    judgements: Iterable[Judgement],
+    completions: Iterable[Completion],
+    gold: Mapping[str, Sequence[int]] | None = None,
 ) -> PairVotes:
     """Judgements as pairs, in their order; see `PairCollector`.
 
     Args:
         gold: judgement id → the right ranks of what it shows.
     """
-    collector, known = PairCollector(answers), gold or {}
+    numbered, known = Numbered(), gold or {}
+    for completion in completions:
+        numbered.add(completion)
+    collector = PairCollector(numbered)
     for judgement in judgements:
         collector.add(judgement, known.get(judgement.id))
     return collector.votes()
 
 
-def number_answers(completions: Iterable[Completion]) -> dict[str, int]:
-    """Completion id → number of the answer, the same for the same text of a prompt."""
-    texts: dict[tuple[str, str], int] = {}
-    return {c.id: texts.setdefault((c.prompt_id, c.text), len(texts)) for c in completions}
+def sums(group: Ints, values: npt.ArrayLike, groups: int) -> Floats:
+    """[groups] The sum of the values of each group."""
+    return np.bincount(group, np.asarray(values, float), groups).astype(float)
 
 
 def compared(judgement: Judgement) -> Iterable[tuple[int, int]]:
-    """Places (left, right) of the pairs that a judgement says something about."""
+    """Places (left, right) of the pairs that a judgement says something about; as in `aggregate.votes`."""
+    if CANNOT_JUDGE in judgement.flags:
+        return ()
     places = combinations(range(len(judgement.shown)), 2)
     if BEST_ONLY not in judgement.flags:
         return places

@@ -12,7 +12,7 @@ Deviations:
 
 1. The scores are integrated out, not fitted. Prompts have two answers and a few votes, so there are as many Δ as
    pairs, and fitting them all makes η too extreme however much data there is [Neyman & Scott 1948]. Here
-   Δ ~ N(β·d, σ²) with d an external difference (of a reward model, 0 without one), by Gauss–Hermite quadrature. The
+   Δ ~ N(β·d, σ²) with d an external difference (of a reward model, 0 without one), by quadrature. The
    *spread* σ and β are fitted too.
 2. The pairs of a prompt with more than two answers enter as if they were independent: a composite likelihood. Their
    dependence is put right in the intervals, (H+Λ)⁻¹ (J+Λ) (H+Λ)⁻¹ with the observed information H, the sum J of the
@@ -44,7 +44,7 @@ from scipy.special import expit, logit, logsumexp, ndtr, softmax
 
 from .agreement import following
 from .intervals import Estimate
-from .pairs import Floats, PairVotes
+from .pairs import Floats, Ints, PairVotes
 
 SPREAD = 2.0
 """The prior's median of σ, in logits: two annotators with η = 1 then agree in 70 % of cases, about as often as
@@ -53,7 +53,7 @@ PRIORS = {"logit η": (1.5, 2.0), "log σ": (math.log(SPREAD), 0.75), "β": (1.0
 """Mean and standard deviation of each parameter."""
 MOST_VOTES = 100_000
 """Votes that are read; of more, those of prompts drawn at random, which say enough."""
-_NODES = 21
+_NODES, _FARTHEST = 24, 5.0
 _STEPS = np.linspace(-2.5, 2.5, 11)
 """Spreads that are averaged over, in standard errors of log σ from the likeliest."""
 
@@ -70,8 +70,12 @@ class Reliability:
     """σ, the standard deviation of the difference Δ of two answers, in logits."""
     scale: float | None
     """β, what one unit of the external differences is worth; None without them."""
+    votes: int
+    """How many votes were read."""
+    informative: int
+    """How many there are that say something: of pairs that were judged twice, are gold or have a difference."""
 
-    def weights(self) -> Floats:
+    def weights(self, cast: Ints) -> Floats:
         """[annotators] What a vote should weigh: the log-odds of the annotator's accuracy q, log(q / (1 − q)), and 0
         where that is negative; in units that make the mean vote weigh 1.
 
@@ -79,19 +83,23 @@ class Reliability:
         since nobody is right about a pair of almost equal answers more often than it allows. The mean of 1 keeps the
         number of votes, and with it the learning rate's meaning, what it was. Everybody weighs 1 where nobody is
         known to be better than a coin.
+
+        Args:
+            cast: [annotators] how many votes each has cast.
         """
         raw = np.maximum(0.0, logit(np.array(self.accuracy)))
-        votes = np.array([eta["n"] for eta in self.eta], float)
-        if not (raw @ votes) > 0:
+        if not (raw @ cast) > 0:
             return np.ones(len(raw))
-        weights: Floats = raw * votes.sum() / (raw @ votes)
+        weights: Floats = raw * cast.sum() / (raw @ cast)
         return weights
 
 
 def annotator_weights(votes: PairVotes) -> dict[str, tuple[float, Estimate]]:
     """Name → (weight of a vote, η): what the reward model's votes are weighted with."""
-    found = crowd_bt(votes)
-    return dict(zip(votes.annotators, zip(map(float, found.weights()), found.eta, strict=True), strict=True))
+    if not votes.annotators:
+        return {}
+    found, cast = crowd_bt(votes), np.bincount(votes.annotator, minlength=len(votes.annotators))
+    return dict(zip(votes.annotators, zip(map(float, found.weights(cast)), found.eta, strict=True), strict=True))
 
 
 def crowd_bt(votes: PairVotes, differences: Floats | None = None, seed: int = 0) -> Reliability:
@@ -105,7 +113,10 @@ def crowd_bt(votes: PairVotes, differences: Floats | None = None, seed: int = 0)
     Returns:
         Annotators about whom the votes say nothing have the prior's η and an interval as wide.
     """
-    problem = Problem(*_informative(votes, differences, seed), external=differences is not None)
+    rows = _informative(votes, differences)
+    read = _sampled(votes.prompt, rows, seed)
+    d = np.zeros(len(votes)) if differences is None else differences
+    problem = Problem(votes.rows(read), d[read], external=differences is not None)
     modes, errors, weight = _over_spreads(problem)
     a = len(votes.annotators)
     ends = [expit(_quantiles(share, modes[:, :a], errors[:, :a], weight)) for share in (0.5, 0.025, 0.975)]
@@ -120,6 +131,8 @@ def crowd_bt(votes: PairVotes, differences: Floats | None = None, seed: int = 0)
         accuracy=tuple(map(float, 1 - right + (2 * right - 1) * ends[0])),
         spread=math.exp(mean[a]),
         scale=None if differences is None else float(mean[a + 1]),
+        votes=len(read),
+        informative=len(rows),
     )
 
 
@@ -175,7 +188,9 @@ class Problem:
         self._of_kind = np.bincount(kind, minlength=len(self._kinds))
         whose = np.zeros(pairs, int)
         whose[votes.pair] = np.unique(votes.prompt, return_inverse=True)[1]
-        self._prompts = csr_matrix((np.ones(pairs), (whose, np.arange(pairs))))
+        self._prompts = csr_matrix(
+            (np.ones(pairs), (whose, np.arange(pairs))), (int(whose.max(initial=-1)) + 1, pairs)
+        )
 
     def solve(self, start: Floats | None = None, spread: float | None = None) -> Floats:
         """The posterior mode; at a given log σ if one is given.
@@ -353,22 +368,30 @@ class _Point:
         return found
 
 
-def _informative(votes: PairVotes, differences: Floats | None, seed: int) -> tuple[PairVotes, Floats]:
-    """The latest vote of each annotator about each pair that was judged twice, is gold or has a difference; of too
-    many, those of some prompts."""
-    d = np.zeros(len(votes)) if differences is None else differences
+def _informative(votes: PairVotes, differences: Floats | None) -> Ints:
+    """The rows of the latest vote of each annotator about each pair that was judged twice, is gold or has a
+    difference."""
     kept = votes.latest_rows()
-    counts = np.bincount(votes.pair[kept], minlength=votes.n_pairs)
-    known = (counts > 1) | (np.bincount(votes.pair, np.abs(votes.gold) + np.abs(d), votes.n_pairs) > 0)
-    kept = kept[known[votes.pair[kept]]]
-    if len(kept) > MOST_VOTES:
-        order = np.random.default_rng(seed).permutation(int(votes.prompt.max()) + 1)
-        kept = kept[order[votes.prompt[kept]] < len(order) * MOST_VOTES / len(kept)]
-    return votes.rows(kept), d[kept]
+    known = np.bincount(votes.pair[kept], minlength=votes.n_pairs) > 1
+    known[votes.pair[votes.gold != 0]] = True
+    if differences is not None:
+        known[votes.pair[differences != 0]] = True
+    return kept[known[votes.pair[kept]]]
+
+
+def _sampled(prompt: Ints, rows: Ints, seed: int) -> Ints:
+    """Of too many rows those of some prompts."""
+    if len(rows) <= MOST_VOTES:
+        return rows
+    order = np.random.default_rng(seed).permutation(int(prompt.max()) + 1)
+    return rows[order[prompt[rows]] < len(order) * MOST_VOTES / len(rows)]
 
 
 @cache
 def _quadrature() -> tuple[Floats, Floats]:
-    """Nodes and weights of the standard normal distribution [Golub & Welsch 1969]."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-    return nodes, weights / weights.sum()
+    """Nodes and weights of the standard normal distribution: Gauss–Legendre on either side of 0, where half a
+    Gaussian has its edge."""
+    half, weights = np.polynomial.legendre.leggauss(_NODES // 2)
+    nodes = _FARTHEST * (half + 1) / 2
+    weights = weights * np.exp(-(nodes**2) / 2)
+    return np.concatenate([-nodes[::-1], nodes]), np.concatenate([weights[::-1], weights]) / (2 * weights.sum())

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from .pairs import Floats, PairVotes
+from .pairs import Floats, PairVotes, sums
 
 MAX_TIED = 12
 """Answers that may tie in a ranking: t of them make 2^t − 1 choices."""
@@ -36,7 +36,7 @@ def majority(votes: PairVotes, weights: Floats | None = None) -> Floats:
         weights: [annotators], 1 for everybody where not given.
     """
     weight = np.ones(len(votes)) if weights is None else weights[votes.annotator]
-    return np.bincount(votes.pair, weight * votes.sign, votes.n_pairs)
+    return sums(votes.pair, weight * votes.sign, votes.n_pairs)
 
 
 def bradley_terry(
@@ -63,7 +63,7 @@ def crowd_loss(scores: Floats, votes: PairVotes, eta: Floats, prior_sd: float) -
     q = np.clip(eta - (2 * eta - 1) * s, 1e-300, 1.0)
     value = -(votes.value * np.log(p) + (1 - votes.value) * np.log(q)).sum()
     slope = -(votes.value / p - (1 - votes.value) / q) * (2 * eta - 1) * s * (1 - s)
-    gradient = np.bincount(votes.first, slope, len(scores)) - np.bincount(votes.second, slope, len(scores))
+    gradient = sums(votes.first, slope, len(scores)) - sums(votes.second, slope, len(scores))
     return float(value + (scores**2).sum() / (2 * prior_sd**2)), gradient + scores / prior_sd**2
 
 
@@ -101,9 +101,9 @@ def choice_loss(
     share = np.where(place < np.repeat(sizes, lengths), np.repeat(weight / sizes, lengths), 0.0)
     top = np.maximum.reduceat(scores[member], starts)
     powers = np.exp(scores[member] - np.repeat(top, lengths))
-    sums = np.add.reduceat(powers, starts)
-    value = (weight * (top + np.log(sums))).sum() - (share * scores[member]).sum()
-    gradient = np.bincount(member, np.repeat(weight / sums, lengths) * powers - share, len(scores))
+    total = np.add.reduceat(powers, starts)
+    value = (weight * (top + np.log(total))).sum() - (share * scores[member]).sum()
+    gradient = sums(member, np.repeat(weight / total, lengths) * powers - share, len(scores))
     return float(value + (scores**2).sum() / (2 * prior_sd**2)), gradient + scores / prior_sd**2
 
 
