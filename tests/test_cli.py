@@ -28,7 +28,7 @@ from prefloop.chat import Chat
 from prefloop.console import comparison_table, printable
 from prefloop.dataset import place
 from prefloop.feedback.assignment import Queue
-from prefloop.feedback.records import Prompt
+from prefloop.feedback.records import Completion, Judgement, Prompt
 from prefloop.feedback.store import Store
 from prefloop.feedback.tables import ITEMS
 from prefloop.recipes import dump_recipe, load_recipe
@@ -95,7 +95,8 @@ COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined
 
 
 def test_these_are_the_commands() -> None:
-    assert list(COMMANDS) == ["demo", "init", "run", "import", "sample", "evaluate", "report", "inspect", "chat"]
+    known = "demo init run import sample stats evaluate report inspect chat"
+    assert list(COMMANDS) == known.split()
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -451,3 +452,51 @@ def test_a_traceback_on_demand(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(sys, "argv", ["prefloop", "report", str(tmp_path / "none")])
     with pytest.raises(ValueError, match="no such folder"):
         cli.main()
+
+
+# What the judgements are worth
+
+
+def test_stats_tells_what_the_judgements_are_worth(
+    call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr(cli, "console", Console(width=80))
+    shown = ok(call("stats"))
+    for part in ("judgements by 6 annotators", "Judgements by day", "sim-careful", "η: 0", "Bias:", "weight", "█"):
+        assert part in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    figures = json.loads(ok(call("stats", "--json")))
+    assert figures["criteria"][0]["name"] == "overall"
+    assert ok(call("stats", "--criterion", "overall")) == shown
+    wrong = call("stats", "--criterion", "tone")
+    assert wrong.code == 2
+    assert "no judgements by the criterion 'tone'" in wrong.err
+
+
+def test_stats_of_an_empty_store_and_of_none(call: Call) -> None:
+    missing = call("stats")
+    assert missing.code == 2
+    assert "feedback.db" in missing.err
+    Store.open("feedback.db").close()
+    assert "0 judgements by 0 annotators" in ok(call("stats"))
+
+
+def test_a_hostile_name_does_not_steer_the_terminal(call: Call) -> None:
+    prompt = Prompt.of("p")
+    a, b = (Completion(prompt_id=prompt.id, text=text, origin="o\x1b[2J") for text in "ab")
+    said = Judgement(
+        id="1",
+        prompt_id=prompt.id,
+        annotator="[red]eve\x1b[31m",
+        source="human",
+        shown=(a.id, b.id),
+        ranks=(1, 2),
+        flags=("\x1b]0;x\x07",),
+        criterion="\x1b[1mc",
+    )
+    with Store.open("feedback.db") as store:
+        store.add([prompt, a, b, said])
+    shown = ok(call("stats"))
+    assert "\x1b" not in shown
+    assert "[red]eve" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -206,6 +207,28 @@ def sample(
             f"{made.added} prompts with {answers} answers each wait for votes ({made.done}{wanted} so far).\n"
             "To judge them: prefloop label"
         )
+
+
+@app.command()
+def stats(
+    criterion: Annotated[
+        str | None, typer.Option(help="Only judgements by this criterion; all of them when not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every figure as one JSON object.")] = False,
+) -> None:
+    """Say what the judgements in this project's store are worth: agreement, reliability, bias, votes still needed."""
+    from prefloop.console import statistics_tables
+    from prefloop.feedback.assignment import Queue
+    from prefloop.feedback.statistics import statistics
+    from prefloop.feedback.store import Store
+
+    with Store.of_project(Path(), create=False) as store:
+        queue = Queue(store)
+        found = statistics(store, criterion, gold=queue.gold_ranks(), skips=queue.skips()).to_json()
+    if as_json:
+        console.print(Text(found), soft_wrap=True)
+    else:
+        console.print(statistics_tables(json.loads(found)))
 
 
 @app.command()
