@@ -210,6 +210,36 @@ def sample(
 
 
 @app.command()
+def label(
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; one that other machines reach needs --url.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 8765,
+    url: Annotated[
+        str, typer.Option(help="Where a team's browsers reach the pages, such as `https://label.example.org`.")
+    ] = "",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the link.")] = False,
+) -> None:
+    """Judge answers in the browser, alone or with a team, until Ctrl-C."""
+    from prefloop.feedback.store import Store
+    from prefloop.web.serve import LabelServer, open_browser
+
+    with Store.of_project(Path.cwd(), create=False) as store:
+        server = LabelServer(store, host, port, url)
+        _say(f"Open {server.link}\nThis link signs you in as {server.settings.owner} while the server runs.")
+        if url:
+            _say(f"Others need an invite: make links for them at {server.settings.origins[0]}/admin")
+        _say("Ctrl-C stops the server.", "dim")
+        if not no_browser and not url:
+            open_browser(server.link)
+        try:
+            server.run()
+        except KeyboardInterrupt:
+            Console(stderr=True).print("\nStopped. Everything that was sent is kept.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@app.command()
 def stats(
     criterion: Annotated[
         str | None, typer.Option(help="Only judgements by this criterion; all of them when not given.")
@@ -222,7 +252,7 @@ def stats(
     from prefloop.feedback.statistics import statistics
     from prefloop.feedback.store import Store
 
-    with Store.of_project(Path(), create=False) as store:
+    with Store.of_project(Path.cwd(), create=False) as store:
         queue = Queue(store)
         found = statistics(store, criterion, gold=queue.gold_ranks(), skips=queue.skips()).to_json()
     if as_json:

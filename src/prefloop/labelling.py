@@ -101,7 +101,7 @@ def items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
 
 
 def _weighed(context: Context, frozen: Snapshot) -> dict[str, Any]:
-    """What each annotator's votes weigh, and the reliability behind it; what they said of gold items fixes its level."""
+    """What each annotator's votes weigh, and the reliability behind it, whose level gold items fix."""
     right = Queue(context.store).gold_ranks()
     tested = [one for one in context.store.judgements(frozen.criterion) if one.id in right]
     completions = [*frozen.completions, *context.store.completions({one.prompt_id: None for one in tested})]
