@@ -1,0 +1,112 @@
+"""Which item somebody is asked about next, and how many there are for them: the queries behind `assignment`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from .records import content_id
+from .tables import BATCHES, ITEMS, LEASED, OPEN, TASKS
+
+Arm = Literal["priority", "control", "gold"]
+Row = dict[str, Any]
+
+
+def open_batches() -> sa.Select[Any]:
+    """Batches that hand out items, oldest first."""
+    return sa.select(BATCHES).where(~BATCHES.c.closed).order_by(BATCHES.c.seq)
+
+
+def arm_of(batch: sa.RowMapping, gold: object, lot: float) -> Arm:
+    """The part of its batch that a new item belongs to."""
+    if gold is not None:
+        return "gold"
+    return "control" if lot < batch["control_share"] else "priority"
+
+
+def left_lying(db: sa.Connection, tasks: sa.Select[Any], annotator: str) -> list[Row]:
+    """Those of ``tasks`` (joined with their items) that ran out on this person and that nobody else has taken."""
+    mine = tasks.where(TASKS.c.annotator == annotator, TASKS.c.state == "expired", OPEN)
+    return [dict(row) for row in db.execute(mine.order_by(TASKS.c.number)).mappings()]
+
+
+def candidate(db: sa.Connection, batch: sa.RowMapping, annotator: str, number: int) -> sa.RowMapping | None:
+    """The item that comes at place ``number`` of a person's series; None when the batch has no more for them.
+
+    A gold item comes before an ordinary one, never after the last: there it would be known for what it is.
+    """
+    arms: list[Arm] = ["priority", "control"]
+    if uniform("control", batch["salt"], annotator, number) < batch["control_share"]:
+        arms.reverse()
+    found = next((item for arm in arms if (item := _first(db, batch, annotator, arm)) is not None), None)
+    if found is not None and _is_gold(batch, annotator, number):
+        found = _first(db, batch, annotator, "gold") or found
+    return found
+
+
+def _first(db: sa.Connection, batch: sa.RowMapping, annotator: str, arm: Arm) -> sa.RowMapping | None:
+    found = sa.select(ITEMS).where(ITEMS.c.batch == batch["seq"], ITEMS.c.arm == arm, OPEN, ~_had(annotator))
+    return db.execute(found.order_by(ITEMS.c.place.desc(), ITEMS.c.lot.desc()).limit(1)).mappings().first()
+
+
+def _had(annotator: str) -> sa.ColumnElement[bool]:
+    return sa.exists().where(TASKS.c.annotator == annotator, TASKS.c.key == ITEMS.c.key)
+
+
+def _is_gold(batch: sa.RowMapping, annotator: str, number: int) -> bool:
+    return uniform("gold", batch["salt"], annotator, number) < batch["gold_share"]
+
+
+def open_to(
+    db: sa.Connection, batch: sa.RowMapping, annotator: str, most: int, earlier: Sequence[sa.RowMapping] = ()
+) -> int:
+    """How many new ordinary items of the batch there are for this person, counted up to ``most``.
+
+    Items that are open in ``earlier`` batches too are left out: they are judged there.
+    """
+    found = sa.select(sa.literal(1)).select_from(ITEMS).where(ITEMS.c.batch == batch["seq"], OPEN, ~_had(annotator))
+    found = found.where(ITEMS.c.arm.in_(("priority", "control")))
+    if earlier:
+        twin = ITEMS.alias("twin")
+        same = (twin.c.key == ITEMS.c.key, twin.c.batch.in_([row["seq"] for row in earlier]))
+        found = found.where(~sa.exists().where(*same, twin.c.free > 0, twin.c.arm != "gold"))
+    return db.scalar(sa.select(sa.func.count()).select_from(found.limit(most).subquery())) or 0
+
+
+def room(db: sa.Connection, batch: sa.RowMapping) -> float:
+    """How many more leases the batch's target leaves room for."""
+    if batch["target"] is None:
+        return math.inf
+    leased = sa.select(sa.func.count()).where(TASKS.c.batch == batch["seq"], LEASED, TASKS.c.arm != "gold")
+    return max(0, batch["target"] - batch["done"] - (db.scalar(leased) or 0))
+
+
+def gold_among(db: sa.Connection, batch: sa.RowMapping, annotator: str, number: int, ordinary: int) -> int:
+    """How many gold items come before the last of the next ``ordinary`` ones, the first of them at ``number``."""
+    if batch["gold_share"] == 0 or ordinary == 0:
+        return 0
+    unseen = sa.select(sa.func.count()).select_from(ITEMS)
+    unseen = unseen.where(ITEMS.c.batch == batch["seq"], ITEMS.c.arm == "gold", OPEN, ~_had(annotator))
+    left, gold = db.scalar(unseen) or 0, 0
+    while ordinary > 0:
+        if gold < left and _is_gold(batch, annotator, number):
+            gold += 1
+        else:
+            ordinary -= 1
+        number += 1
+    return gold
+
+
+def order(item: sa.RowMapping, annotator: str) -> list[str]:
+    """The completions in an order that is random for each annotator."""
+    return sorted(item["completions"], key=lambda key: content_id("order", annotator, item["key"], key))
+
+
+def uniform(*parts: Any) -> float:
+    """A number in [0, 1) that follows from ``parts``."""
+    digest = hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
