@@ -5,8 +5,8 @@ Three layers, each enough by itself against scripts: raw HTML in the text is sho
 points anywhere (nh3); the server's Content-Security-Policy runs no inline script and loads nothing from outside.
 
 Nothing navigates and nothing is loaded: links and images become their text and address. Control characters that
-reorder or hide text become visible marks. Text that Markdown would take too long over is shown as it is. What Markdown
-itself leaves out (a link's title, an unused reference) is in the page's plain view.
+reorder or hide text become visible marks. Text that Markdown would take too long over is shown as it is. What
+Markdown itself leaves out (a link's title, an unused reference) is in the page's plain view.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ same list for the plain view."""
 _CONTROL_RUN = re.compile(f"([{CONTROLS}])\\1*")
 
 TAGS = frozenset(
-    "p br hr h3 h4 h5 h6 ul ol li blockquote pre code em strong s div table thead tbody tr th td span".split()
+    {"p", "br", "hr", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "code", "em", "strong", "s"}
+    | {"div", "table", "thead", "tbody", "tr", "th", "td", "span"}
 )
 _cleaner = nh3.Cleaner(
     tags=set(TAGS),

@@ -25,13 +25,19 @@ function show(open) {
   byId("guidelines-toggle").setAttribute("aria-expanded", String(open));
 }
 
+let before = null; // where the focus was
+
 export function toggleGuidelines() {
+  const pane = byId("guidelines");
   if (byId("guidelines-toggle").hidden) return;
-  const open = byId("guidelines").hidden;
+  const open = pane.hidden, inside = pane.contains(document.activeElement);
   show(open);
   prefer({ guidelines: { version, open } });
-  focusOn(byId(open ? "guidelines-heading" : "guidelines-toggle"));
-  if (open) byId("guidelines").scrollIntoView({ block: "nearest" });
+  if (open) {
+    before = document.activeElement;
+    focusOn(byId("guidelines-heading"));
+    pane.scrollIntoView({ block: "nearest" });
+  } else if (inside) focusOn(before?.isConnected && before !== document.body ? before : byId("task-heading"));
 }
 
 byId("guidelines-toggle").addEventListener("click", toggleGuidelines);

@@ -131,13 +131,14 @@ function draggable(button, within, onDrop) {
     for (const node of within.querySelectorAll(".target")) node.classList.remove("target");
   };
   button.addEventListener("pointerdown", (event) => {
-    if (event.button === 0) from = { x: event.clientX, y: event.clientY, moved: false };
+    if (event.button !== 0) return;
+    from = { x: event.clientX, y: event.clientY, moved: false };
+    button.setPointerCapture(event.pointerId); // at once: a quick hand is elsewhere by the next event
   });
   button.addEventListener("pointermove", (event) => {
     if (!from) return;
     const [x, y] = [event.clientX - from.x, event.clientY - from.y];
     if (!from.moved && Math.hypot(x, y) < FAR) return;
-    if (!from.moved) button.setPointerCapture(event.pointerId);
     from.moved = true;
     button.classList.add("dragged");
     button.style.translate = `${x}px ${y}px`;
