@@ -51,7 +51,7 @@ MARKDOWN = [
     '```html\n<script>window.hacked=1</script>\n```\n\n~~~" onload=hacked=1\nx\n~~~\n\n    <script>x</script>',
     "`<img src=x onerror=window.hacked=1>` ``<script>`` \\<script\\>",
     "# <img src=x onerror=window.hacked=1>\n\nTitle <script>\n===\n\n> <svg onload=window.hacked=1>",
-    "| <script>hacked=1</script> | ![x](https://evil.example/c.png) |\n|:-:|--|\n| <img src=x onerror=hacked=1> | b |",
+    "| <script>hacked=1</script> | ![x](https://evil.example/c.png) |\n|:-:|--|\n| <img onerror=hacked=1> | b |",
     "1. <script>\n   window.hacked=1\n   </script>\n99999999999. x\n\n* [ ] <input onfocus=hacked=1 autofocus>",
     "\\[x](javascript:window.hacked=1) *a <b onclick=window.hacked=1>b* c</b>",
     "[x]: javascript:window.hacked=1\n\n[x] [x][] ![x]",

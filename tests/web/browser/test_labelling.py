@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from tests.web.browser.site import Site, lost
 
 from prefloop.feedback.records import Prompt
@@ -117,6 +117,54 @@ def test_undo_brings_back_what_was_said(site: Site) -> None:
     desk.at(1)
     desk.keys("u")
     desk.see("There is nothing to undo")
+
+
+def test_a_skip_can_be_undone_with_its_draft(site: Site) -> None:
+    site.ask(PAIR, PAIR[::-1])
+    desk = site.open()
+    first = desk.prompt()
+    desk.keys("2", "2", "s")
+    desk.at(2)
+    assert desk.prompt() != first
+    desk.keys("u")
+    expect(desk.page.locator("#live")).to_have_text("Undone. Task 1.")
+    assert desk.prompt() == first
+    expect(desk.page.get_by_role("radio", name="negligibly")).to_be_checked()
+
+
+def test_what_the_server_refuses_is_told_and_kept(site: Site) -> None:
+    site.ask(PAIR)
+    desk = site.open()
+
+    def refuse(route: Route) -> None:
+        route.fulfill(status=422, json={"error": {"what": "The reason is odd.", "remedy": "Say it otherwise."}})
+
+    desk.page.route("**/judgement", refuse)
+    desk.keys("2", "r")
+    desk.page.keyboard.type("odd")
+    desk.keys("Control+Enter")
+    desk.see("The reason is odd. Say it otherwise.")
+    desk.page.unroute("**/judgement")
+    desk.page.reload()
+    desk.at(1)
+    expect(desk.page.locator("#reason")).to_have_value("odd")
+    desk.keys("Enter")
+    desk.done()
+    assert [one.reason for one in site.judgements()] == ["odd"]
+
+
+def test_two_tabs_of_one_person_count_once(site: Site) -> None:
+    site.ask(PAIR)
+    desk = site.open()
+    other = desk.page.context.new_page()
+    other.goto(site.url)
+    expect(other.locator("#task")).to_be_visible()
+    desk.keys("1", "Enter")
+    desk.done()
+    other.keyboard.press("2")
+    other.keyboard.press("Enter")
+    expect(other.locator("#idle-problem")).to_contain_text("Not stored.")
+    assert [one.ranks for one in site.judgements()] == [(1, 2)]
 
 
 def test_a_draft_survives_a_reload_and_another_browser(site: Site) -> None:

@@ -19,6 +19,7 @@ const WHY_NOTHING = {
   "all judged": ["All done", "You have judged everything there is for you. New tasks appear here by themselves."],
   "enough collected": ["Enough collected", "Thank you: there are as many judgements as were wanted. New tasks appear here by themselves."],
   paused: ["Paused", "Whoever runs this has paused the labelling. It goes on here by itself."],
+  refused: ["No task", "The server has none for you at the moment; this page goes on asking."],
   "nothing to judge": ["Nothing to judge yet", "Answers appear here by themselves as soon as there are some."],
 };
 const FIRST_POLL = 5, LAST_POLL = 60; // seconds
@@ -26,7 +27,7 @@ const FIRST_POLL = 5, LAST_POLL = 60; // seconds
 const clock = new Clock();
 let keeper, task = null, work = null, verdicts = [], extras = null;
 let active = 0; // the criterion that the keyboard speaks of
-let busy = false, tieNext = false, skipAsked = false;
+let busy = false, tieNext = false;
 let poll = FIRST_POLL, timer = 0;
 
 // From task to task
@@ -39,15 +40,15 @@ async function next(said = "") {
     if (answer.task) show(answer.task, keeper.newest(answer.task), said);
     else rest(answer.reason, said);
   } catch (error) {
-    tell(error.message);
-    rest("", said);
+    rest("refused", said);
+    say(error.message);
   }
 }
 
 function show(newTask, draft, said) {
   task = newTask;
   work = begin(task, draft);
-  [active, poll, tieNext, skipAsked] = [0, FIRST_POLL, false, false];
+  [active, poll, tieNext] = [0, FIRST_POLL, false];
   document.title = `Task ${task.number} · prefloop`;
   byId("task-heading").textContent = `Task ${task.number}`;
   byId("idle").hidden = true;
@@ -79,10 +80,17 @@ function rest(reason, said) {
     focusOn(byId("idle-heading"));
     announce(`${said} ${heading}. ${text}`);
   }
-  timer = setTimeout(() => !document.hidden && next(), (WHY_NOTHING[reason] ? poll : 1) * 1000);
+  timer = setTimeout(lookAgain, (WHY_NOTHING[reason] ? poll : 1) * 1000);
   poll = Math.min(poll * 1.5, LAST_POLL);
 }
-document.addEventListener("visibilitychange", () => !document.hidden && keeper && !task && !busy && alone(next));
+
+function lookAgain() {
+  clearTimeout(timer);
+  if (task) return;
+  if (busy || document.hidden) timer = setTimeout(lookAgain, 1000);
+  else alone(next);
+}
+document.addEventListener("visibilitychange", () => !document.hidden && keeper && lookAgain());
 
 /** One request of the work at a time: what is clicked meanwhile does not count. */
 async function alone(run) {
@@ -104,7 +112,6 @@ async function alone(run) {
 
 function change(part) {
   work = { ...work, ...part, seconds: clock.seconds };
-  skipAsked = false;
   tell("");
   keeper.change(task, draftOf(work, task));
   sync();
@@ -236,12 +243,8 @@ async function deliver(id, submission) {
 }
 
 function skip() {
-  if (!skipAsked && (work.reason || work.demonstration)) {
-    skipAsked = true;
-    tell("Skip, and drop what you wrote? Skip once more.");
-    return announce(byId("problem").textContent);
-  }
   alone(async () => {
+    await keeper.save(); // undo brings it back
     await ask("POST", `/tasks/${encodeURIComponent(task.id)}/skip`).catch(gone);
     keeper.settled();
     await next("Skipped.");
@@ -278,8 +281,10 @@ function say(text) {
 
 /** A line above the buttons, until the next thing is done. */
 function tell(text) {
-  byId("problem").textContent = text;
-  byId("problem").hidden = !text;
+  for (const id of ["problem", "idle-problem"]) {
+    byId(id).textContent = text;
+    byId(id).hidden = !text;
+  }
 }
 
 // The page around it
@@ -299,7 +304,7 @@ const TABLE = [
   { keys: ["Backspace"], shown: ["⌫"], what: "Take the last rank back", run: () => task && takeBack() },
   { keys: ["c"], shown: ["C"], what: "Next criterion", run: () => task && nextCriterion() },
   { keys: ["Enter"], shown: ["Enter"], what: "Send; with several criteria: go to the next one that is open. In a text: Ctrl + Enter", run: () => task && send() },
-  { keys: ["u"], shown: ["U"], what: "Undo the last judgement", run: undo },
+  { keys: ["u"], shown: ["U"], what: "Undo the last judgement or skip", run: undo },
   { keys: ["s"], shown: ["S"], what: "Skip this task", run: () => task && skip() },
   { keys: ["f"], shown: ["F"], what: "Go to the flags (Space sets one)", run: () => task && byId("flags").querySelector("input").focus() },
   { keys: ["r"], shown: ["R"], what: "Write a reason", run: () => task && byId("reason").focus() },
