@@ -20,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 import typer
 from rich.console import Console
+from tests.databases import Server
 from tests.test_pipeline import MODEL, dialogues, tiny
 from tests.toys import byte_tokenizer, heeds_ctrl_c, judge_some
 
@@ -95,7 +96,7 @@ COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined
 
 
 def test_these_are_the_commands() -> None:
-    known = "demo init run import sample label stats evaluate report inspect chat"
+    known = "demo init run import backup restore sample label stats evaluate report inspect chat"
     assert list(COMMANDS) == known.split()
 
 
@@ -204,6 +205,22 @@ def test_import_tells_what_it_left_out(call: Call, tmp_path: Path) -> None:
     assert "x.jsonl: 3 rows (demonstration): 2 new prompts" in shown
     assert re.search(r"1 rows left out: .*missing.* \(line 2\)", shown)
     assert "1 rows: field 'extra' is not used" in shown
+
+
+def test_backup_and_restore(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Server) -> None:
+    """A project moves to PostgreSQL by the environment alone."""
+    rows = [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ok(call("import", "x.jsonl"))
+    assert ok(call("backup", "out.db")) == "out.db: 2 prompts, 2 demonstrations\n"
+    assert "out.db is there already" in call("backup", "out.db").err
+    assert "is not empty (2 prompts, 2 demonstrations)" in call("restore", "out.db").err
+    monkeypatch.setenv("PREFLOOP_DATABASE", postgres.create())
+    assert ok(call("restore", "out.db")) == "Restored from out.db: 2 prompts, 2 demonstrations\n"
+    assert "0 new prompts" in ok(call("import", "x.jsonl"))
+    (tmp_path / "feedback.db").unlink()
+    assert ok(call("backup", "again.db")) == "again.db: 2 prompts, 2 demonstrations\n"
+    assert not (tmp_path / "feedback.db").exists()
 
 
 # Single tasks

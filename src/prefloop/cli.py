@@ -164,6 +164,30 @@ def import_(
 
 
 @app.command()
+def backup(
+    out: Annotated[Path, typer.Argument(help="The file to write; one that is there is not overwritten.")],
+) -> None:
+    """Write this project's store to one file, as it is at this moment, while others go on working."""
+    from prefloop.feedback.backup import back_up
+    from prefloop.feedback.store import Store
+
+    with Store.of_project(Path.cwd(), create=False) as store:
+        rows = back_up(store, out)
+    _say(f"{out}: {_rows(rows)}")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A backup.")],
+) -> None:
+    """Write a backup into this project's store, which must be missing or empty."""
+    from prefloop.feedback import backup
+    from prefloop.feedback.database import place_of
+
+    _say(f"Restored from {file}: {_rows(backup.restore(file, place_of(Path.cwd())))}")
+
+
+@app.command()
 def sample(
     model: ModelFolder,
     prompts: Annotated[int, typer.Option(help="How many of the store's training prompts to answer.", min=1)] = 100,
@@ -327,6 +351,10 @@ def chat(
     while text := _ask():
         console.print(Text(printable(answers.send(text))))
         next(answers)
+
+
+def _rows(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {table}" for table, count in counts.items() if count) or "nothing in it"
 
 
 def _as_name(folder: str) -> str:
