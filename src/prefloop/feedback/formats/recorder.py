@@ -1,0 +1,186 @@
+"""What the rows of one file say becomes records.
+
+An answer's origin is ``file:NAME`` and so is the annotator of a comparison (source ``imported``), unless the row names
+them. Every identifier follows from the content, so importing a file again adds nothing; equal rows of one file count as
+that many votes. The order shown is drawn from the identifier: a reader that always found the better answer first would
+learn the position.
+
+A label says of one answer whether it is desirable. It is kept in the completion's metadata, ``{"label": true}``. When a
+prompt has answers of both labels, the first desirable one and the first of the others make a judgement, then the second
+ones, and so on: each label counts once. Such a judgement has the flag ``from labels``. An answer that is labelled twice
+is two completions, the second one of the origin ``file:NAME (2)``: labels may contradict each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from ..records import Completion, Demonstration, Judgement, Prompt, Split, content_id
+from ..store import AnyRecord
+from .items import FROM_LABELS, Answer, Asked, Demonstrated, Labelled, Ranked
+from .rows import RowError, Turns
+from .sheet import Chosen
+from .table import Read
+
+SAME = "chosen and rejected are the same"
+EMPTY = "an answer is empty"
+UNMATCHED = "a label without an opposite one for the same prompt: kept, but nothing is learnt from it"
+
+
+class Recorder:
+    """Turns what the rows of one file say into records."""
+
+    def __init__(self, name: str, noted: Counter[str]) -> None:
+        self._noted = noted
+        self._origin = f"file:{name}"
+        self._created = datetime.now(UTC)
+        # Content → times seen, to tell equal rows apart. 64 bits of its hash keep a million rows small, and a
+        # collision would do no more than number a row as if it were a repetition.
+        self._seen: dict[int, int] = {}
+        self._unmatched: dict[str, list[tuple[bool, str, int]]] = {}
+
+    def records(self, said: Sequence[Read]) -> list[AnyRecord]:
+        """The records of a row, in the order in which a store takes them. RowError leaves nothing behind."""
+        for item in said:
+            if not isinstance(item, str | Chosen | AnyRecord):
+                _check(item)
+        return [record for item in said for record in self._of(item)]
+
+    def unmatched(self) -> int:
+        """Labels that have no opposite."""
+        return sum(map(len, self._unmatched.values()))
+
+    def _of(self, item: Read) -> Iterator[AnyRecord]:
+        if isinstance(item, Ranked):
+            yield from self._ranked(item)
+        elif isinstance(item, Labelled):
+            yield from self._labelled(item)
+        elif isinstance(item, Demonstrated):
+            yield (prompt := _prompt(item.turns, item.split))
+            yield Demonstration(prompt_id=prompt.id, text=item.text, origin=self._origin)
+        elif isinstance(item, Asked):
+            yield (prompt := _prompt(item.turns, item.split))
+            if item.answer is not None:
+                yield self._completion(prompt, item.answer)
+        elif isinstance(item, Chosen):
+            yield self._chosen(item)
+        elif isinstance(item, str):
+            self._noted[item] += 1
+        else:
+            yield item
+
+    def _completion(self, prompt: Prompt, answer: Answer) -> Completion:
+        origin = self._origin if answer.origin is None else answer.origin
+        return Completion(prompt_id=prompt.id, text=answer.text, origin=origin, metadata=dict(answer.metadata))
+
+    def _ranked(self, item: Ranked) -> Iterator[AnyRecord]:
+        if not all(answer.text.strip() for answer in item.answers):
+            self._noted[EMPTY] += 1
+        yield (prompt := _prompt(item.turns, item.split))
+        # Best first: what follows does not depend on the order in which the row has them.
+        best_first = sorted(range(len(item.answers)), key=lambda i: item.ranks[i])
+        completions = [self._completion(prompt, item.answers[i]) for i in best_first]
+        yield from completions
+        yield self._judgement(item, prompt, completions, [item.ranks[i] for i in best_first])
+
+    def _judgement(self, item: Ranked, prompt: Prompt, best_first: list[Completion], ranks: list[int]) -> Judgement:
+        said = [completion.id for completion in best_first]
+        if ranks != [1, 2]:
+            said += map(str, ranks)
+        if item.annotator is not None or item.criterion != "overall":
+            said += (item.annotator or "", item.criterion)
+        key = self._number("imported", *said)
+        shown, ranks = _mixed(key, [completion.id for completion in best_first], ranks)
+        return Judgement(
+            id=key,
+            prompt_id=prompt.id,
+            annotator=item.annotator or self._origin,
+            source="imported",
+            shown=shown,
+            ranks=tuple(ranks),
+            strength=item.strength,
+            criterion=item.criterion,
+            created=self._created,
+        )
+
+    def _labelled(self, item: Labelled) -> Iterator[AnyRecord]:
+        yield (prompt := _prompt(item.turns, item.split))
+        times = self._times(content_id("label", prompt.id, item.answer.text))
+        origin = f"{self._origin} ({times + 1})" if times else self._origin
+        answer = Answer(item.answer.text, origin, {"label": item.label})
+        yield (completion := self._completion(prompt, answer))
+        waiting = self._unmatched.setdefault(prompt.id, [])
+        text = hash(item.answer.text)
+        for place, (label, key, other) in enumerate(waiting):
+            if label != item.label and other != text:
+                del waiting[place]
+                if not waiting:
+                    del self._unmatched[prompt.id]
+                pair = [completion.id, key] if item.label else [key, completion.id]
+                yield self._from_labels(prompt, pair)
+                return
+        waiting.append((item.label, completion.id, text))
+
+    def _from_labels(self, prompt: Prompt, pair: list[str]) -> Judgement:
+        key = content_id(FROM_LABELS, *pair)
+        shown, ranks = _mixed(key, pair, [1, 2])
+        return Judgement(
+            id=key,
+            prompt_id=prompt.id,
+            annotator=self._origin,
+            source="imported",
+            shown=shown,
+            ranks=tuple(ranks),
+            flags=(FROM_LABELS,),
+            created=self._created,
+        )
+
+    def _chosen(self, item: Chosen) -> Judgement:
+        return Judgement(
+            # Without the choice: a sheet that comes again with another choice is noticed, not counted twice.
+            id=self._number("sheet", *item.shown, item.annotator, item.criterion),
+            prompt_id=item.prompt_id,
+            annotator=item.annotator,
+            source="human",
+            shown=item.shown,
+            ranks=item.ranks,
+            criterion=item.criterion,
+            flags=item.flags,
+            created=self._created,
+        )
+
+    def _number(self, kind: str, *content: str) -> str:
+        """An identifier for the content and how often it came before in this file."""
+        return content_id(kind, *content, self._times(content_id(*content)))
+
+    def _times(self, key: str) -> int:
+        short = int(key[:16], 16)
+        times = self._seen.get(short, 0)
+        self._seen[short] = times + 1
+        return times
+
+
+def _mixed(key: str, best_first: list[str], ranks: list[int]) -> tuple[tuple[str, ...], list[int]]:
+    """Answers and their ranks in the order shown, which is drawn from the judgement's identifier."""
+    if len(best_first) == 2:
+        step = -1 if int(key[-1], 16) % 2 else 1
+        return tuple(best_first[::step]), ranks[::step]
+    order = sorted(range(len(best_first)), key=lambda i: content_id(key, best_first[i]))
+    return tuple(best_first[i] for i in order), [ranks[i] for i in order]
+
+
+def _check(item: Ranked | Labelled | Demonstrated | Asked) -> None:
+    if isinstance(item, Ranked) and len({(answer.text, answer.origin) for answer in item.answers}) < len(item.answers):
+        raise RowError(SAME)
+    if isinstance(item, Demonstrated) and not item.text.strip():
+        raise RowError("the row has an empty answer", "nothing to imitate")
+    if not item.turns:
+        raise RowError("there is no prompt", "the answers have no message in common that comes before them")
+    if item.turns[-1].role == "assistant":
+        raise RowError("the prompt ends with the assistant's message", "expected one that waits for an answer")
+
+
+def _prompt(turns: Turns, split: Split | None) -> Prompt:
+    return Prompt(messages=turns, split=split)
