@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefloop.feedback import database
+from prefloop.feedback import database, tables
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Message, Prompt, dense_ranks
 from prefloop.feedback.store import AnyRecord, Counts, Store
 
@@ -283,7 +283,7 @@ def test_two_writers_wait_for_each_other(path: Path, store: Store) -> None:
 
 def test_a_writer_that_waits_in_vain_says_so(path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-    with Store.open(path) as impatient, database.writing(store._engine, "held"):
+    with Store.open(path) as impatient, store.database.writing():
         assert impatient.counts() == Counts(1, 3, 0, 0), "readers do not wait"
         with pytest.raises(TimeoutError, match="held by another writer"):
             impatient.add([OTHER])
@@ -307,13 +307,13 @@ def test_the_migrations_make_the_tables_of_the_code(store: Store) -> None:
 
     folder = Path(database.__file__).parent / "migrations"
     assert ScriptDirectory(str(folder)).get_current_head() == database.SCHEMA
-    with store._engine.connect() as db:
+    with store.database.reading() as db:
         context = MigrationContext.configure(db, opts={"version_table": database.VERSION_TABLE})
-        assert compare_metadata(context, database.METADATA) == []
+        assert compare_metadata(context, tables.METADATA) == []
 
 
 def test_settings_of_the_connection(store: Store) -> None:
-    with store._engine.connect() as db:
+    with store.database.reading() as db:
         values = [db.scalar(sa.text(f"PRAGMA {name}")) for name in ("journal_mode", "foreign_keys", "busy_timeout")]
     assert values == ["wal", 1, 30000]
 
@@ -349,8 +349,8 @@ def test_where_there_is_nothing_to_open(tmp_path: Path) -> None:
         Store.open(tmp_path)
     with pytest.raises(ValueError, match="kept in a file"):
         Store.open(":memory:")
-    with pytest.raises(ValueError, match="postgresql is not supported"):
-        Store.open("postgresql://host/db")
+    with pytest.raises(ValueError, match="mysql is not supported"):
+        Store.open("mysql://host/db")
     assert not list(tmp_path.iterdir())
 
 

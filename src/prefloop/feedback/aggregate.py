@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from .records import BEST_ONLY, Completion, Judgement, Prompt, content_id
+from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement, Prompt, content_id
 from .store import Store
 
 _FORMAT = 1
@@ -56,7 +56,12 @@ class Comparison:
 
 
 def votes(judgement: Judgement) -> Iterator[tuple[str, str, float]]:
-    """(winner, loser, votes) by completion id for each of the C(K, 2) pairs shown; a tie gives two halves."""
+    """(winner, loser, votes) by completion id for each of the C(K, 2) pairs shown; a tie gives two halves.
+
+    Whoever could not judge casts none.
+    """
+    if CANNOT_JUDGE in judgement.flags:
+        return
     best_only = BEST_ONLY in judgement.flags
     ranked = zip(judgement.shown, judgement.ranks, strict=True)
     for (one, rank), (other, other_rank) in combinations(ranked, 2):
@@ -106,7 +111,7 @@ def comparisons(
                     text = answers[key].text
                     seen[judgement.prompt_id][text] = min(key, seen[judgement.prompt_id].get(text, key))
         tiers = _tiers(judgement, answers)
-        if weight > 0 and sum(map(len, tiers)) > 1:
+        if weight > 0 and sum(map(len, tiers)) > 1 and CANNOT_JUDGE not in judgement.flags:
             best_only = BEST_ONLY in judgement.flags and sum(map(len, tiers)) > 2
             said[judgement.prompt_id][tiers, judgement.strength or 0, best_only].append(weight)
     if len(criteria) > 1:

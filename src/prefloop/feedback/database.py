@@ -1,87 +1,164 @@
-"""The database's tables, its connection and its schema's steps. `prefloop.feedback.store` has the rules.
+"""Opening a database and its transactions: SQLite in a file, PostgreSQL by URL. The tables are in `tables`.
 
-Only `_sqlite_engine`, `file_of` and the triggers of the first migration know that this is SQLite: PostgreSQL
-is meant to become a second back end.
+Writers of what is append-only take turns, on either kind: then the order of ``seq`` is the order of commits, and a
+reader who stops at the newest ``seq`` misses nothing. On SQLite that is ``BEGIN IMMEDIATE``, with a lock in front of
+it for the threads of one process (SQLite's own waiting is polling); on PostgreSQL an advisory lock, held until the
+commit is seen.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, OperationalError
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """The newest migration that this code knows."""
 VERSION_TABLE = "prefloop_version"
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one."""
-
-METADATA = sa.MetaData()
-
-# In every table `seq` is the order of insertion, in which everything is read.
-PROMPTS = sa.Table(
-    "prompts",
-    METADATA,
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("id", sa.String(32), nullable=False, unique=True),
-    sa.Column("messages", sa.JSON, nullable=False),  # [[role, content], …]
-    sa.Column("split", sa.String(16)),
-    sa.Column("metadata", sa.JSON, nullable=False),
-)
+ENVIRONMENT = "PREFLOOP_DATABASE"
+"""Names the database of every project whose commands run in this environment."""
+_ADVISORY = 0x70726566  # any number that other programs do not use
 
 
-def _answers(name: str) -> sa.Table:
-    return sa.Table(
-        name,
-        METADATA,
-        sa.Column("seq", sa.Integer, primary_key=True),
-        sa.Column("id", sa.String(32), nullable=False, unique=True),
-        sa.Column("prompt_id", sa.String(32), sa.ForeignKey("prompts.id"), nullable=False, index=True),
-        sa.Column("text", sa.Text, nullable=False),
-        sa.Column("origin", sa.Text, nullable=False),
-        sa.Column("metadata", sa.JSON, nullable=False),
-    )
+class Database:
+    """An engine, the name to call it by in messages, and its transactions."""
+
+    def __init__(self, engine: sa.Engine, name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self.is_postgres = engine.dialect.name == "postgresql"
+        self._turn = Lock()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that changes nothing."""
+        with self.engine.connect() as db:
+            yield db
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """The one transaction that adds records; TimeoutError when another one does not let go."""
+        with ExitStack() as stack:
+            stack.enter_context(self._refusals())
+            if not self.is_postgres:
+                stack.enter_context(self._our_turn())
+            try:
+                db = stack.enter_context(self.engine.execution_options(writing=True).begin())
+                if self.is_postgres:
+                    db.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY)))
+            except OperationalError as error:
+                if not _is_busy(error):
+                    raise
+                raise self._held() from error
+            yield db
+
+    @contextmanager
+    def leasing(self) -> Iterator[sa.Connection]:
+        """A transaction that changes states and adds no records: on PostgreSQL there may be many at once."""
+        if not self.is_postgres:
+            with self.writing() as db:
+                yield db
+            return
+        with self._refusals():
+            try:
+                with self.engine.begin() as db:
+                    yield db
+            except OperationalError as error:
+                if not _is_busy(error):
+                    raise
+                raise self._held() from error
+
+    @contextmanager
+    def _our_turn(self) -> Iterator[None]:
+        if not self._turn.acquire(timeout=BUSY_SECONDS):
+            raise self._held()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError as error:
+            raise ValueError(f"{self.name} does not take this: {str(error.orig).strip()}") from error
+
+    def _held(self) -> TimeoutError:
+        return TimeoutError(
+            f"{self.name} has been held by another writer for more than {BUSY_SECONDS:g} s; try again later"
+        )
 
 
-COMPLETIONS = _answers("completions")
-DEMONSTRATIONS = _answers("demonstrations")
-
-# What was shown and how it was ranked are JSON columns rather than a child table: a judgement is one
-# immutable value, written and read as a whole, so its two halves can never come apart, and reading a million
-# of them is one scan without a join. The price, no foreign key on each completion, is paid by the store,
-# which checks them in the writing transaction; what it found stays true because completions can be neither
-# changed nor deleted.
-JUDGEMENTS = sa.Table(
-    "judgements",
-    METADATA,
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("id", sa.Text, nullable=False, unique=True),
-    sa.Column("prompt_id", sa.String(32), sa.ForeignKey("prompts.id"), nullable=False, index=True),
-    sa.Column("annotator", sa.Text, nullable=False),
-    sa.Column("source", sa.String(16), nullable=False),
-    sa.Column("shown", sa.JSON, nullable=False),
-    sa.Column("ranks", sa.JSON, nullable=False),
-    sa.Column("strength", sa.Integer),
-    sa.Column("criterion", sa.Text, nullable=False),
-    sa.Column("flags", sa.JSON, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("seconds", sa.Float),
-    # Unique: corrections form a chain, never a fork in which both ends would count.
-    sa.Column("supersedes", sa.Text, sa.ForeignKey("judgements.id"), unique=True),
-    sa.Column("retracted", sa.Boolean, nullable=False),
-    # ISO 8601 in UTC with microseconds: sorts as text, and SQLite has no type that keeps a time zone.
-    sa.Column("created", sa.String(32), nullable=False),
-)
+def _is_busy(error: OperationalError) -> bool:
+    told = str(error.orig)
+    return "locked" in told or "lock timeout" in told or "deadlock" in told
 
 
-def open_database(path_or_url: str | Path, create: bool) -> tuple[sa.Engine, str]:
-    """The engine, its schema brought up to date, and the name to call it by; errors: see `Store.open`."""
+def place_of(folder: Path) -> str | Path:
+    """The database of the project in ``folder``: what the environment says, else the file in it."""
+    return os.environ.get(ENVIRONMENT) or folder / "feedback.db"
+
+
+def open_database(path_or_url: str | Path, create: bool) -> Database:
+    """The database with its schema brought up to date; errors: see `Store.open`."""
+    engine, name = _postgres(path_or_url) or _sqlite(path_or_url, create)
+    database = Database(engine, name)
+    try:
+        _migrate(database)
+    except DatabaseError as error:
+        engine.dispose()
+        raise ValueError(f"cannot open {name} as a prefloop database: {str(error.orig).strip()}") from error
+    except BaseException:
+        engine.dispose()
+        raise
+    return database
+
+
+def _json(value: Any) -> str:
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _postgres(path_or_url: str | Path) -> tuple[sa.Engine, str] | None:
+    if not isinstance(path_or_url, str) or not path_or_url.startswith(("postgresql://", "postgres://")):
+        return None
+    try:
+        url = sa.make_url(path_or_url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+psycopg")
+    except sa.exc.ArgumentError as error:
+        raise ValueError("cannot read the database's URL; expected postgresql://USER:PASSWORD@HOST/NAME") from error
+    name = url.set(drivername="postgresql").render_as_string(hide_password=True)
+    try:
+        engine = sa.create_engine(url, json_serializer=_json, pool_size=10, max_overflow=30, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name} needs the driver of PostgreSQL: pip install 'prefloop[postgres]'") from error
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {int(BUSY_SECONDS * 1000)}")
+            cursor.execute("SET TIME ZONE 'UTC'")
+        connection.commit()
+
+    return engine, name
+
+
+def _sqlite(path_or_url: str | Path, create: bool) -> tuple[sa.Engine, str]:
     path = _file_of(path_or_url)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected a database file such as {path / 'feedback.db'}")
@@ -89,51 +166,24 @@ def open_database(path_or_url: str | Path, create: bool) -> tuple[sa.Engine, str
         raise FileNotFoundError(f"{path} does not exist; is this the project's folder?")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot create {path}: the folder {path.parent} does not exist")
-    engine = _sqlite_engine(path)
-    try:
-        _migrate(engine, str(path))
-    except DatabaseError as error:
-        engine.dispose()
-        raise ValueError(f"cannot open {path} as a prefloop database: {error.orig}") from error
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine, str(path)
-
-
-@contextmanager
-def writing(engine: sa.Engine, name: str) -> Iterator[sa.Connection]:
-    """A transaction with the write lock from its start; TimeoutError when another one does not let go."""
-    with ExitStack() as stack:
-        try:
-            db = stack.enter_context(engine.execution_options(writing=True).begin())
-        except OperationalError as error:
-            if "locked" not in str(error.orig):
-                raise
-            raise TimeoutError(
-                f"{name} has been held by another writer for more than {BUSY_SECONDS:g} s; try again later"
-            ) from error
-        yield db
+    return _sqlite_engine(path), str(path)
 
 
 def _file_of(path_or_url: str | Path) -> Path:
     if isinstance(path_or_url, str) and "://" in path_or_url:
-        url = sa.make_url(path_or_url)
-        if url.get_backend_name() != "sqlite":
+        kind = path_or_url.split("://")[0]
+        if kind != "sqlite":
             raise ValueError(
-                f"{url.get_backend_name()} is not supported; give a file or a URL like sqlite:///feedback.db"
+                f"{kind} is not supported; give a file, a URL like sqlite:///feedback.db, or postgresql://…"
             )
-        path_or_url = url.database or ""
+        path_or_url = sa.make_url(path_or_url).database or ""
     if str(path_or_url) in ("", ":memory:"):
         raise ValueError("a store is kept in a file; got no file name")
     return Path(path_or_url)
 
 
 def _sqlite_engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)),
-        json_serializer=json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode,
-    )
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), json_serializer=_json)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _: Any) -> None:
@@ -141,6 +191,7 @@ def _sqlite_engine(path: Path) -> sa.Engine:
         for pragma in (
             f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
             "journal_mode = WAL",  # readers and the writer do not wait for each other
+            "synchronous = FULL",  # what was acknowledged survives a power cut, not only a crash
             "foreign_keys = ON",
             "cache_size = -65536",  # KiB; identifiers are hashes, so a large import touches pages at random
         ):
@@ -156,21 +207,25 @@ def _sqlite_engine(path: Path) -> sa.Engine:
     return engine
 
 
-def _migrate(engine: sa.Engine, name: str) -> None:
-    with engine.connect() as db:
-        if _version(db, name) == SCHEMA:
+def _migrate(database: Database) -> None:
+    with database.reading() as db:
+        if _version(db, database.name) == SCHEMA:
             return
-    with writing(engine, name) as db:
-        if _version(db, name) == SCHEMA:  # another process was quicker
-            return
-        # Imported here: it takes as long as everything else that opening a store needs.
-        from alembic import command
-        from alembic.config import Config
+    with database.writing() as db:
+        if _version(db, database.name) != SCHEMA:  # else another process was quicker
+            upgrade(db, SCHEMA)
 
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-        config.attributes["connection"] = db
-        command.upgrade(config, SCHEMA)
+
+def upgrade(db: sa.Connection, schema: str) -> None:
+    """Bring the schema to a version, within the caller's transaction."""
+    # Imported here: it takes as long as everything else that opening a store needs.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = db
+    command.upgrade(config, schema)
 
 
 def _version(db: sa.Connection, name: str) -> str | None:

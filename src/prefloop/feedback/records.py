@@ -24,6 +24,10 @@ Source = Literal["human", "ai", "simulated", "imported", "program"]
 
 BEST_ONLY = "best only"
 """A judgement's flag: it picked the best of K > 2 and says nothing about the others, whose ranks tie."""
+CANNOT_JUDGE = "cannot judge"
+"""A judgement's flag: somebody looked and could not tell. Its ranks are no votes."""
+FLAGS = ("unsafe", "personal data", "nonsense", CANNOT_JUDGE, "all bad")
+"""What people may flag on the labelling page."""
 
 
 # Made once: `json.dumps` makes an encoder for each call, which is most of the time that a short text takes.
@@ -119,6 +123,8 @@ class Judgement(Record):
     retracted: bool = False
     """With ``supersedes``: the earlier judgement is undone and nothing takes its place."""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    guidelines: int | None = None
+    """Version of the guidelines that the judge was shown, where there were any."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -149,12 +155,15 @@ class Demonstration(Record):
     origin: str
     """Who wrote it: a person, a file, an edit of a model's answer."""
     metadata: dict[str, Any] = Field(default_factory=dict)
+    judgement_id: str | None = None
+    """The judgement that it was written with: when that is undone, so is this."""
     id: str = ""
-    """Hash of prompt, text and origin; made when absent."""
+    """Hash of prompt, text, origin and judgement; made when absent."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        return _with_id(self, content_id("demonstration", self.prompt_id, self.text, self.origin))
+        with_it = () if self.judgement_id is None else (self.judgement_id,)
+        return _with_id(self, content_id("demonstration", self.prompt_id, self.text, self.origin, *with_it))
 
 
 def dense_ranks(values: Sequence[float]) -> tuple[int, ...]:

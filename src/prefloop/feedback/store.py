@@ -1,4 +1,4 @@
-"""What people said about what models wrote: one SQLite file, ``feedback.db``.
+"""What people said about what models wrote: one SQLite file, ``feedback.db``, or a team's PostgreSQL database.
 
 Everything is only ever added. Prompts, completions and demonstrations are named by their content, so adding
 one again changes nothing; a judgement is an event, and a correction or an undo is a later event that
@@ -18,8 +18,9 @@ from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 
-from .database import COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS, PROMPTS, open_database, writing
+from .database import Database, open_database, place_of
 from .records import Completion, Demonstration, Judgement, Message, Prompt, Split
+from .tables import COMPLETIONS, DEMONSTRATIONS, GUIDELINES, JUDGEMENTS, PROMPTS, moment
 
 _BATCH = 1000
 """Records per INSERT and rows per page: large enough that a statement's cost vanishes, small in memory."""
@@ -47,6 +48,17 @@ class Counts:
         )
 
 
+@dataclass(frozen=True)
+class Guidelines:
+    """What annotators are asked to do, as it stood at one time."""
+
+    version: int
+    text: str
+    """Markdown."""
+    author: str
+    created: datetime
+
+
 class Store:
     """The feedback of one project. Safe to use from several threads and several processes at once.
 
@@ -54,21 +66,27 @@ class Store:
     they hold no lock while the caller works, so an iteration may be left half way.
     """
 
-    def __init__(self, engine: sa.Engine, name: str) -> None:
-        self._engine = engine
-        self._name = name
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     @classmethod
     def open(cls, path_or_url: str | Path, create: bool = True) -> Self:
-        """Open a file (or a ``sqlite:///`` URL), bring its schema up to date, and make it if it is not there.
+        """Open a file, or a URL (``sqlite:///…``, ``postgresql://…``), and bring its schema up to date.
 
-        Raises FileNotFoundError when there is nothing to open, and ValueError when the file is not a prefloop
+        A file that is not there is made; a PostgreSQL database is there already, perhaps empty.
+
+        Raises FileNotFoundError when there is nothing to open, and ValueError when it is not a prefloop
         database or was written by a newer prefloop.
         """
-        return cls(*open_database(path_or_url, create))
+        return cls(open_database(path_or_url, create))
+
+    @classmethod
+    def of_project(cls, folder: Path, create: bool = True) -> Self:
+        """The store of the project in ``folder``: ``$PREFLOOP_DATABASE`` where that is set, else ``feedback.db``."""
+        return cls.open(place_of(folder), create)
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -94,9 +112,9 @@ class Store:
         """
         stream = iter(records)
         added = Counts()
-        with writing(self._engine, self._name) as db:
+        with self.database.writing() as db:
             while batch := list(islice(stream, _BATCH)):
-                added += _add_batch(db, batch)
+                added += add_records(db, batch)
         return added
 
     # Reading
@@ -114,8 +132,11 @@ class Store:
         return self._completions_of(list(dict.fromkeys(prompt_ids)), end)
 
     def demonstrations(self) -> Iterator[Demonstration]:
-        """All demonstrations."""
-        return map(_to_demonstration, self._scan(DEMONSTRATIONS, self._end(DEMONSTRATIONS)))
+        """All demonstrations but those that were undone with their judgement."""
+        undone = sa.exists().where(
+            JUDGEMENTS.c.supersedes == DEMONSTRATIONS.c.judgement_id, JUDGEMENTS.c.seq <= self._end(JUDGEMENTS)
+        )
+        return map(_to_demonstration, self._scan(DEMONSTRATIONS, self._end(DEMONSTRATIONS), ~undone))
 
     def judgements(self, criterion: str | None = None, effective: bool = True) -> Iterator[Judgement]:
         """What counts today: neither superseded nor retracted; with ``effective=False``, every event ever."""
@@ -127,15 +148,31 @@ class Store:
             where += [~superseded, ~JUDGEMENTS.c.retracted]
         return map(_to_judgement, self._scan(JUDGEMENTS, end, *where))
 
+    def add_guidelines(self, text: str, author: str) -> Guidelines:
+        """What annotators are asked to do from now on; earlier versions stay."""
+        if not text.strip():
+            raise ValueError("guidelines need a text; to ask for nothing, say so")
+        with self.database.writing() as db:
+            version = (db.scalar(sa.select(sa.func.max(GUIDELINES.c.version))) or 0) + 1
+            made = Guidelines(version, text, author, datetime.now(UTC))
+            db.execute(GUIDELINES.insert(), [vars(made) | {"created": moment(made.created)}])
+        return made
+
+    def guidelines(self) -> list[Guidelines]:
+        """Every version, newest last."""
+        with self.database.reading() as db:
+            rows = db.execute(sa.select(GUIDELINES).order_by(GUIDELINES.c.version)).mappings().all()
+        return [Guidelines(**{**row, "created": datetime.fromisoformat(row["created"])}) for row in rows]
+
     def counts(self) -> Counts:
         """How many records there are; judgements include those that were superseded or retracted."""
         tables = (PROMPTS, COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS)
         each = [sa.select(sa.func.count()).select_from(table).scalar_subquery() for table in tables]
-        with self._engine.connect() as db:
+        with self.database.reading() as db:
             return Counts(*db.execute(sa.select(*each)).one())
 
     def _end(self, table: sa.Table) -> int:
-        with self._engine.connect() as db:
+        with self.database.reading() as db:
             return db.scalar(sa.select(sa.func.max(table.c.seq))) or 0
 
     def _scan(self, table: sa.Table, end: int, *where: sa.ColumnElement[bool]) -> Iterator[sa.RowMapping]:
@@ -143,7 +180,7 @@ class Store:
         after = 0
         while True:
             query = sa.select(table).where(table.c.seq > after, table.c.seq <= end, *where)
-            with self._engine.connect() as db:
+            with self.database.reading() as db:
                 page = db.execute(query.order_by(table.c.seq).limit(_BATCH)).mappings().all()
             yield from page
             if len(page) < _BATCH:
@@ -153,7 +190,7 @@ class Store:
     def _completions_of(self, prompt_ids: list[str], end: int) -> Iterator[Completion]:
         for start in range(0, len(prompt_ids), _BATCH):
             found: dict[str, list[Completion]] = {key: [] for key in prompt_ids[start : start + _BATCH]}
-            with self._engine.connect() as db:
+            with self.database.reading() as db:
                 query = sa.select(COMPLETIONS).where(COMPLETIONS.c.prompt_id.in_(found))
                 query = query.where(COMPLETIONS.c.seq <= end).order_by(COMPLETIONS.c.seq)
                 for row in db.execute(query).mappings():
@@ -165,7 +202,8 @@ class Store:
 # Adding one batch
 
 
-def _add_batch(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
+def add_records(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
+    """As `Store.add`, within a transaction of `Database.writing`."""
     try:
         prompts = _of_kind(Prompt, batch)
         completions = _of_kind(Completion, batch)
@@ -177,8 +215,8 @@ def _add_batch(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
         return Counts(
             prompts=_add_prompts(db, prompts),
             completions=_add_answers(db, COMPLETIONS, completions, prompts),
-            demonstrations=_add_answers(db, DEMONSTRATIONS, demonstrations, prompts),
             judgements=_add_judgements(db, judgements, prompts, completions),
+            demonstrations=_add_answers(db, DEMONSTRATIONS, demonstrations, prompts),
         )
     except UnicodeEncodeError as error:
         # The driver meets the text first; looking for its owner only now costs nothing where all is well.
@@ -212,6 +250,12 @@ def _add_answers(
     prompts: list[Prompt],
 ) -> int:
     _check_prompts(db, given, prompts)
+    if written_with := {record.judgement_id for record in given if isinstance(record, Demonstration)} - {None}:
+        missing = written_with - _present(db, JUDGEMENTS, {str(key) for key in written_with})
+        if missing:
+            raise ValueError(
+                f"a demonstration names judgement {_named(str(missing.pop()))}, which is not in the store"
+            )
     known = _present(db, table, {record.id for record in given})
     fresh = {record.id: _from_answer(record) for record in given if record.id not in known}
     return _insert(db, table, list(fresh.values()))
@@ -295,6 +339,27 @@ def _check_chains(db: sa.Connection, new: list[Judgement], known: dict[str, Judg
         earlier[judgement.id] = judgement
 
 
+# Single records, within a transaction of the caller's
+
+
+def prompt_by_id(db: sa.Connection, id: str) -> Prompt:
+    """LookupError: there is none."""
+    row = db.execute(sa.select(PROMPTS).where(PROMPTS.c.id == id)).mappings().first()
+    if row is None:
+        raise LookupError(f"there is no prompt {_named(id)}")
+    return _to_prompt(row)
+
+
+def completions_by_id(db: sa.Connection, ids: Collection[str]) -> list[Completion]:
+    """Those of ``ids`` that are there, in no order."""
+    return [_to_completion(row._mapping) for row in _lookup(db, sa.select(COMPLETIONS), COMPLETIONS.c.id, set(ids))]
+
+
+def judgement_by_id(db: sa.Connection, id: str) -> Judgement | None:
+    row = db.execute(sa.select(JUDGEMENTS).where(JUDGEMENTS.c.id == id)).mappings().first()
+    return None if row is None else _to_judgement(row)
+
+
 def _lookup(
     db: sa.Connection, query: sa.Select[*tuple[Any, ...]], key: sa.Column[str], values: Collection[str]
 ) -> Iterator[sa.Row[*tuple[Any, ...]]]:
@@ -345,13 +410,7 @@ def _to_prompt(row: sa.RowMapping) -> Prompt:
 
 
 def _from_answer(record: Completion | Demonstration) -> _Row:
-    return {
-        "id": record.id,
-        "prompt_id": record.prompt_id,
-        "text": record.text,
-        "origin": record.origin,
-        "metadata": record.metadata,
-    }
+    return dict(record)
 
 
 def _fields(row: sa.RowMapping) -> _Row:
@@ -367,8 +426,7 @@ def _to_demonstration(row: sa.RowMapping) -> Demonstration:
 
 
 def _from_judgement(judgement: Judgement) -> _Row:
-    created = judgement.created.astimezone(UTC).isoformat(timespec="microseconds")
-    return {**dict(judgement), "created": created}
+    return {**dict(judgement), "created": moment(judgement.created)}
 
 
 def _to_judgement(row: sa.RowMapping) -> Judgement:

@@ -1,11 +1,13 @@
 """Alembic's entry point. `Store.open` hands over its connection, inside the transaction that it has begun.
 
-To add a step by hand: write ``versions/NNNN_name.py`` and raise ``SCHEMA`` in ``database.py``.
+To add a step by hand: write ``versions/NNNN_name.py``, raise ``SCHEMA`` in ``database.py`` and put the columns into
+``tables.py``.
 """
 
 from alembic import context
 
-from prefloop.feedback.database import METADATA, VERSION_TABLE
+from prefloop.feedback.database import VERSION_TABLE
+from prefloop.feedback.tables import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],
