@@ -25,7 +25,6 @@ from .tables import COMPLETIONS, DEMONSTRATIONS, GUIDELINES, JUDGEMENTS, PROMPTS
 _BATCH = 1000
 """Records per INSERT and rows per page: large enough that a statement's cost vanishes, small in memory."""
 
-AnyRecord = Prompt | Completion | Demonstration | Judgement
 _Row = dict[str, Any]
 _T = TypeVar("_T")
 
@@ -57,6 +56,9 @@ class Guidelines:
     """Markdown."""
     author: str
     created: datetime
+
+
+AnyRecord = Prompt | Completion | Demonstration | Judgement | Guidelines
 
 
 class Store:
@@ -119,9 +121,10 @@ class Store:
 
     # Reading
 
-    def prompts(self, split: Split | None = None) -> Iterator[Prompt]:
-        """All prompts, or those that their owner put in ``split``."""
+    def prompts(self, split: Split | None = None, ids: Collection[str] | None = None) -> Iterator[Prompt]:
+        """All prompts, or those that their owner put in ``split``; or those of ``ids`` (1,000 at most)."""
         where = [] if split is None else [PROMPTS.c.split == split]
+        where += [] if ids is None else [PROMPTS.c.id.in_(ids)]
         return map(_to_prompt, self._scan(PROMPTS, self._end(PROMPTS), *where))
 
     def completions(self, prompt_ids: Iterable[str] | None = None) -> Iterator[Completion]:
@@ -131,12 +134,13 @@ class Store:
             return map(_to_completion, self._scan(COMPLETIONS, end))
         return self._completions_of(list(dict.fromkeys(prompt_ids)), end)
 
-    def demonstrations(self) -> Iterator[Demonstration]:
-        """All demonstrations but those that were undone with their judgement."""
+    def demonstrations(self, effective: bool = True) -> Iterator[Demonstration]:
+        """All demonstrations but those that were undone with their judgement; every one with ``effective=False``."""
         undone = sa.exists().where(
             JUDGEMENTS.c.supersedes == DEMONSTRATIONS.c.judgement_id, JUDGEMENTS.c.seq <= self._end(JUDGEMENTS)
         )
-        return map(_to_demonstration, self._scan(DEMONSTRATIONS, self._end(DEMONSTRATIONS), ~undone))
+        where = [~undone] if effective else []
+        return map(_to_demonstration, self._scan(DEMONSTRATIONS, self._end(DEMONSTRATIONS), *where))
 
     def judgements(self, criterion: str | None = None, effective: bool = True) -> Iterator[Judgement]:
         """What counts today: neither superseded nor retracted; with ``effective=False``, every event ever."""
@@ -148,6 +152,18 @@ class Store:
             where += [~superseded, ~JUDGEMENTS.c.retracted]
         return map(_to_judgement, self._scan(JUDGEMENTS, end, *where))
 
+    def latest(self, ids: Iterable[str]) -> dict[str, Judgement]:
+        """For each of these judgements that is there, the end of its chain of corrections: itself, or the event that
+        stands in its place today, which may be a retraction."""
+        with self.database.reading() as db:
+            found = _judgements_by(db, JUDGEMENTS.c.id, ids)
+            latest = dict(found)
+            while found:
+                later = _judgements_by(db, JUDGEMENTS.c.supersedes, [judgement.id for judgement in found.values()])
+                found = {key: later[judgement.id] for key, judgement in found.items() if judgement.id in later}
+                latest |= found
+        return latest
+
     def add_guidelines(self, text: str, author: str) -> Guidelines:
         """What annotators are asked to do from now on; earlier versions stay."""
         if not text.strip():
@@ -155,7 +171,7 @@ class Store:
         with self.database.writing() as db:
             version = (db.scalar(sa.select(sa.func.max(GUIDELINES.c.version))) or 0) + 1
             made = Guidelines(version, text, author, datetime.now(UTC))
-            db.execute(GUIDELINES.insert(), [vars(made) | {"created": moment(made.created)}])
+            db.execute(GUIDELINES.insert(), [_from_guidelines(made)])
         return made
 
     def guidelines(self) -> list[Guidelines]:
@@ -199,6 +215,12 @@ class Store:
                 yield from completions
 
 
+def _judgements_by(db: sa.Connection, key: sa.Column[str], values: Iterable[str]) -> dict[str, Judgement]:
+    """Judgements by the value that they have in a column of unique values."""
+    rows = _lookup(db, sa.select(JUDGEMENTS), key, set(values))
+    return {row._mapping[key.name]: _to_judgement(row._mapping) for row in rows}
+
+
 # Adding one batch
 
 
@@ -209,9 +231,12 @@ def add_records(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
         completions = _of_kind(Completion, batch)
         demonstrations = _of_kind(Demonstration, batch)
         judgements = _of_kind(Judgement, batch)
-        if len(prompts) + len(completions) + len(demonstrations) + len(judgements) < len(batch):
+        guidelines = _of_kind(Guidelines, batch)
+        known = len(prompts) + len(completions) + len(demonstrations) + len(judgements) + len(guidelines)
+        if known < len(batch):
             strange = next(record for record in batch if not isinstance(record, AnyRecord))
             raise TypeError(f"a store holds prompts, completions, demonstrations and judgements, not {strange!r}")
+        _add_guidelines(db, guidelines)
         return Counts(
             prompts=_add_prompts(db, prompts),
             completions=_add_answers(db, COMPLETIONS, completions, prompts),
@@ -241,6 +266,16 @@ def _add_prompts(db: sa.Connection, given: list[Prompt]) -> int:
                 f"{known[prompt.id]!r} and cannot be put in the split {prompt.split!r} too"
             )
     return _insert(db, PROMPTS, fresh)
+
+
+def _add_guidelines(db: sa.Connection, given: list[Guidelines]) -> None:
+    """Those of another store, under their own numbers: judgements name them."""
+    known = {row.version: row for row in db.execute(sa.select(GUIDELINES))} if given else {}
+    for guidelines in given:
+        if guidelines.version not in known:
+            db.execute(GUIDELINES.insert(), [_from_guidelines(guidelines)])
+        elif known[guidelines.version].text != guidelines.text:
+            raise ValueError(f"guidelines {guidelines.version} are here already with another text")
 
 
 def _add_answers(
@@ -390,13 +425,19 @@ def _named(key: str) -> str:
 
 def _is_unicode(record: AnyRecord) -> bool:
     try:
-        json.dumps(record.model_dump(), ensure_ascii=False, default=str).encode()
+        json.dumps(
+            record, ensure_ascii=False, default=lambda value: getattr(value, "__dict__", None) or str(value)
+        ).encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
 # Records and rows
+
+
+def _from_guidelines(guidelines: Guidelines) -> _Row:
+    return vars(guidelines) | {"created": moment(guidelines.created)}
 
 
 def _from_prompt(prompt: Prompt) -> _Row:

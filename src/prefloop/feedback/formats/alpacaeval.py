@@ -1,4 +1,4 @@
-"""AlpacaEval's annotations: ``instruction``, ``output_1``, ``output_2``, ``preference``, who wrote them and who judged.
+"""AlpacaEval's annotations: ``instruction``, ``output_1``, ``output_2``, ``preference``, who wrote and who judged.
 
 ``preference`` is 1 or 2 for the better output and 1.5 (or 0) for a draw. Between 1 and 2 it is graded: the judge's
 probability that output 2 is better, plus 1. How far it lies from 1.5 becomes the strength, in four equal steps.

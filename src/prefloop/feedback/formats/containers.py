@@ -1,5 +1,6 @@
-"""Rows out of files: JSON lines, a JSON array, CSV, Parquet, or a folder that `datasets` saved; read as they are asked
-for. What a file is shows in its first bytes; CSV by its name. Any of the text files may be compressed with gzip.
+"""Rows out of files, as they are asked for: JSON lines, a JSON array, CSV, Parquet, a folder that `datasets` saved.
+
+What a file is shows in its first bytes; CSV by its name. Any of the text files may be compressed with gzip.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from .rows import Row, RowError, checked, parse, scan_once
 
@@ -54,7 +55,7 @@ def open_rows(path: Path) -> Source:
 def _bytes(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else path.open("rb")
+    return cast("IO[bytes]", gzip.open(path)) if zipped else path.open("rb")
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:

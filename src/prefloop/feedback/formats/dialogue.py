@@ -1,10 +1,10 @@
 """hh-rlhf: ``chosen`` and ``rejected`` are whole conversations with ``\\n\\nHuman:`` and ``\\n\\nAssistant:``.
 
 The turns that both begin with are the prompt, and each must go on with exactly one answer; conversations that part
-earlier are refused, because the answers then belong to different prompts. White space around a turn is the format's and
-is no part of the text; where it is not the usual one, the answer's ``metadata["spacing"]`` keeps it, so that the row
-can be written again to the letter. A speaker who has two turns in a row wrote the marker into his text: it is one turn,
-with the marker in it. An empty answer is an answer (silence may be preferred).
+earlier are refused, because the answers then belong to different prompts. White space around a turn is the format's
+and no part of the text; where it is not the usual one, the answer's ``metadata["spacing"]`` keeps it, so that the row
+can be written again to the letter. A speaker who has two turns in a row wrote the marker into his text: it is one
+turn, with the marker in it. An empty answer is an answer (silence may be preferred).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..records import Message, Role
 from .items import Answer, NotCarriedError, Ranked, need, pair_of
@@ -99,7 +99,7 @@ def _written(prompt: Turns, answer: Answer) -> str:
     raise NotCarriedError("a text with a speaker's mark, with white space around it, or out of turn")
 
 
-def _fits(spacing: Any, turns: int) -> bool:
+def _fits(spacing: Any, turns: int) -> TypeGuard[Spacing]:
     whole = isinstance(spacing, list) and len(spacing) == 2 * turns + 1
     return whole and all(isinstance(space, str) and not space.strip() for space in spacing)
 

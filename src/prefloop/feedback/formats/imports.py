@@ -50,8 +50,8 @@ def import_file(
 ) -> ImportReport:
     """Add a file, or a folder of `datasets`, to the store in one transaction.
 
-    With ``skip_bad`` the bad rows are left out and written to ``FILE.rejected.jsonl``, each with its number, the reason
-    and the row. Errors as in `read_file` and `Store.add`.
+    With ``skip_bad`` the bad rows are left out and written to ``FILE.rejected.jsonl``, each with its number, the
+    reason and the row. Errors as in `read_file` and `Store.add`.
     """
     path, report = Path(path), ImportReport()
     with _Rejects(path.with_name(f"{path.name}.rejected.jsonl")) as rejects:

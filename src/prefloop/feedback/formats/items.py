@@ -9,7 +9,7 @@ from ..records import Split
 from .rows import Turns
 
 FROM_LABELS = "from labels"
-"""A judgement's flag: two answers to one prompt were labelled, one as desirable and one as not; nobody compared them."""
+"""A judgement's flag: of two answers one was labelled desirable and one not; nobody compared them."""
 _NOTHING: Mapping[str, Any] = {}
 
 

@@ -14,6 +14,7 @@ from .items import Answer, Asked, Ranked, need
 from .rows import Row, RowError, Turns, criterion_of, kind_of, not_among, split_of, strength_of, text_at
 
 FIELDS = frozenset({"message_tree_id", "tree_state", "prompt", "origin", "split", "strength", "criterion"})
+_MESSAGE = {"message_id", "text", "role"}
 Numbered = tuple[int, Row | RowError]
 _ROLES: dict[str, Role] = {"prompter": "user", "assistant": "assistant"}
 _NAMES = {"user": "prompter", "assistant": "assistant"}
@@ -22,7 +23,7 @@ _NAMES = {"user": "prompter", "assistant": "assistant"}
 def read_oasst(row: Row) -> list[Ranked | Asked | str]:
     """The judgements and answers of one tree."""
     if not isinstance(root := row.get("prompt"), dict):
-        raise RowError(f"field 'prompt' is a {kind_of(root)}", "expected a tree's first message: {text, role, replies}")
+        raise RowError(f"field 'prompt' is a {kind_of(root)}", "expected the first message: {text, role, replies}")
     items = list[Ranked | Asked | str]()
     waiting: list[tuple[Turns, Row, str]] = [((), root, "prompt")]
     while waiting:  # not recursive: a tree may be as deep as its author likes
@@ -90,7 +91,7 @@ def trees(rows: Iterator[Numbered]) -> Iterator[Numbered]:
     """
     first, root, nodes = 0, None, dict[str, Row]()
     for number, row in rows:
-        if isinstance(row, RowError) or "message_id" not in row:
+        if isinstance(row, RowError) or not row.keys() >= _MESSAGE:
             yield number, row
             continue
         try:

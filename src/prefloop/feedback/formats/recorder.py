@@ -1,14 +1,14 @@
 """What the rows of one file say becomes records.
 
-An answer's origin is ``file:NAME`` and so is the annotator of a comparison (source ``imported``), unless the row names
-them. Every identifier follows from the content, so importing a file again adds nothing; equal rows of one file count as
-that many votes. The order shown is drawn from the identifier: a reader that always found the better answer first would
-learn the position.
+An answer's origin is ``file:NAME`` and so is the annotator of a comparison (source ``imported``), unless the row
+names them. Every identifier follows from the content, so importing a file again adds nothing; equal rows of one file
+count as that many votes. The order shown is drawn from the identifier: a reader that always found the better answer
+first would learn the position.
 
-A label says of one answer whether it is desirable. It is kept in the completion's metadata, ``{"label": true}``. When a
-prompt has answers of both labels, the first desirable one and the first of the others make a judgement, then the second
-ones, and so on: each label counts once. Such a judgement has the flag ``from labels``. An answer that is labelled twice
-is two completions, the second one of the origin ``file:NAME (2)``: labels may contradict each other.
+A label says of one answer whether it is desirable. It is kept in the completion's metadata, ``{"label": true}``. When
+a prompt has answers of both labels, the first desirable one and the first of the others make a judgement, then the
+second ones, and so on: each label counts once. Such a judgement has the flag ``from labels``. An answer that is
+labelled twice is two completions, the second one of the origin ``file:NAME (2)``: labels may contradict each other.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _mixed(key: str, best_first: list[str], ranks: list[int]) -> tuple[tuple[str
 
 
 def _check(item: Ranked | Labelled | Demonstrated | Asked) -> None:
-    if isinstance(item, Ranked) and len({(answer.text, answer.origin) for answer in item.answers}) < len(item.answers):
+    if isinstance(item, Ranked) and len({answer[:2] for answer in item.answers}) < len(item.answers):
         raise RowError(SAME)
     if isinstance(item, Demonstrated) and not item.text.strip():
         raise RowError("the row has an empty answer", "nothing to imitate")

@@ -114,7 +114,7 @@ def _message(value: Any, name: str) -> Message:
         if role != "developer":  # what OpenAI's newer models call the system
             not_among(f"{name}.role", "a role", role, get_args(Role))
         role = "system"
-    return Message(role=role, content=_content(value.get("content"), f"{name}.content"))
+    return Message(role=cast(Role, role), content=_content(value.get("content"), f"{name}.content"))
 
 
 def _content(value: Any, name: str) -> str:

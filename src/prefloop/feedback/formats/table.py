@@ -52,9 +52,9 @@ READERS: dict[Format, Reader] = {
 }
 NOT_JUDGED = sheet.NOT_JUDGED
 EXPECTED = (
-    "expected the fields chosen and rejected (with or without prompt), prompt with response or completion (and label), "
-    "messages, conversations, instruction, output_1 and output_2, a tree or table of Open-Assistant, prompt alone, "
-    "a judging sheet (prompt_id, answers, choice), or what prefloop exported"
+    "expected the fields chosen and rejected (with or without prompt), prompt with response or completion (and "
+    "label), messages, conversations, instruction, output_1 and output_2, prompt alone, a tree or table of "
+    "Open-Assistant, a judging sheet (prompt_id, answers, choice), or what prefloop exported"
 )
 _ITEM = {"role", "content", "from", "value", "id", "text"}
 """Fields of messages and of a sheet's answers."""
@@ -71,7 +71,7 @@ def detect(row: Row) -> Format:
     signs: list[tuple[bool, Format]] = [
         ({"answers", "choice"} <= has, "sheet"),
         (whole.is_record(row), "prefloop"),
-        ("message_id" in has or isinstance(row.get("prompt"), dict), "oasst"),
+        (isinstance(row.get("prompt"), dict), "oasst"),
         ({"output_1", "output_2"} <= has, "alpacaeval"),
         ("conversations" in has, "sharegpt"),
         ("instruction" in has, "alpaca"),

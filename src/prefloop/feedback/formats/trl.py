@@ -5,14 +5,13 @@
 ``unpaired``       prompt, completion, label; or messages that end with the answer, and label (or ``kto_tag``).
 ``demonstration``  prompt with completion or response; or messages that end with the answer.
 ``prompt``         prompt alone.
-``chat``           messages of a log: what is before the last answer is the prompt; the answer is what the app said, not
-                   one worth imitating.
+``chat``           messages of a log: what is before the last answer is the prompt; the answer is what the app said,
+                   not one worth imitating.
 """
 
 from __future__ import annotations
 
 import re
-from os.path import commonprefix
 from typing import Any
 
 from .dialogue import common
@@ -65,7 +64,8 @@ def _words(chosen: str, rejected: str) -> tuple[Turns, tuple[str, str]]:
     """Two texts as their first words in common and what follows; the space goes with what follows."""
     if chosen == rejected:
         raise RowError("chosen and rejected are the same")
-    shared = commonprefix([chosen, rejected])
+    length = next((i for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other), None)
+    shared = chosen[:length] if length is not None else min(chosen, rejected, key=len)
     spaces = [mark.start() for mark in re.finditer(r"\s+", shared)]
     length = spaces[-1] if spaces else 0
     if not shared[:length].strip():

@@ -1,27 +1,29 @@
 """prefloop's own format: every record of a store, one JSON object per line, judgements that were superseded too.
 
-The first line is ``{"prefloop": 1}``; then come prompts, completions, demonstrations and judgements, each in the order
-in which it was added: ``{"prompt": {…}}`` and so on, with the fields of `prefloop.feedback.records`.
+The first line is ``{"prefloop": 1}``; then come guidelines, prompts, completions, judgements and demonstrations, each
+in the order in which it was added: ``{"prompt": {…}}`` and so on, with the fields of `prefloop.feedback.records`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ..records import Completion, Demonstration, Judgement, Prompt
-from ..store import AnyRecord, Store
+from ..store import AnyRecord, Guidelines, Store
 from .rows import Row, RowError, kind_of
 
 VERSION = 1
 HEADER = "prefloop"
-_KINDS: dict[str, type[AnyRecord]] = {
-    "prompt": Prompt,
-    "completion": Completion,
-    "demonstration": Demonstration,
-    "judgement": Judgement,
+_KINDS: dict[str, TypeAdapter[Any]] = {
+    "guidelines": TypeAdapter(Guidelines),
+    "prompt": TypeAdapter(Prompt),
+    "completion": TypeAdapter(Completion),
+    "judgement": TypeAdapter(Judgement),
+    "demonstration": TypeAdapter(Demonstration),
 }
 FIELDS = frozenset({HEADER, *_KINDS})
 
@@ -43,7 +45,7 @@ def read_whole(row: Row) -> list[AnyRecord]:
     if not isinstance(row[name], dict):
         raise RowError(f"field {name!r} is a {kind_of(row[name])}", "expected an object")
     try:
-        return [_KINDS[name].model_validate_json(json.dumps(row[name]))]
+        return [_KINDS[name].validate_json(json.dumps(row[name]))]
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, (name, *fault["loc"])))
@@ -53,14 +55,15 @@ def read_whole(row: Row) -> list[AnyRecord]:
 def write_whole(store: Store) -> Iterator[Row]:
     """Rows of everything that is in a store now."""
     # Those who refer are looked up first: what they refer to was there before them.
-    judgements, demonstrations = store.judgements(effective=False), store.demonstrations()
-    completions, prompts = store.completions(), store.prompts()
+    demonstrations, judgements = store.demonstrations(effective=False), store.judgements(effective=False)
+    records: dict[str, Iterable[AnyRecord]] = {
+        "completion": store.completions(),
+        "prompt": store.prompts(),
+        "guidelines": store.guidelines(),
+        "judgement": judgements,
+        "demonstration": demonstrations,
+    }
     yield {HEADER: VERSION}
-    for name, records in (
-        ("prompt", prompts),
-        ("completion", completions),
-        ("demonstration", demonstrations),
-        ("judgement", judgements),
-    ):
-        for record in records:
-            yield {name: record.model_dump(mode="json")}
+    for name, kind in _KINDS.items():
+        for record in records[name]:
+            yield {name: kind.dump_python(record, mode="json")}
