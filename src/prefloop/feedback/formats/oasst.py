@@ -1,8 +1,8 @@
 """Open-Assistant: trees of messages, nested (``prompt`` with ``replies``) or as a table with ``parent_id``.
 
-Wherever the assistant replied, the conversation up to there is a prompt and the replies are its answers. Replies that
-carry a ``rank`` (0 is best) are one judgement of them all. A tree's ranks are the consensus of several people, whose
-number the format does not say: it counts as one.
+Wherever two or more of the assistant's replies carry a ``rank`` (0 is best), the conversation up to there is a
+prompt, and they are one judgement. Ranks are the consensus of several people, whose number the format does not say:
+it counts as one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from .items import Answer, Asked, Ranked, need
 from .rows import Row, RowError, Turns, criterion_of, kind_of, not_among, split_of, strength_of, text_at
 
 FIELDS = frozenset({"message_tree_id", "tree_state", "prompt", "origin", "split", "strength", "criterion"})
+LEFT_OUT = "replies that were deleted or are spam are left out"
+UNRANKED = "a tree without ranks: its first message is a prompt"
 _MESSAGE = {"message_id", "text", "role"}
 Numbered = tuple[int, Row | RowError]
 _ROLES: dict[str, Role] = {"prompter": "user", "assistant": "assistant"}
@@ -21,7 +23,7 @@ _NAMES = {"user": "prompter", "assistant": "assistant"}
 
 
 def read_oasst(row: Row) -> list[Ranked | Asked | str]:
-    """The judgements and answers of one tree."""
+    """The judgements of one tree; its first message as a prompt where nothing in it was ranked."""
     if not isinstance(root := row.get("prompt"), dict):
         raise RowError(f"field 'prompt' is a {kind_of(root)}", "expected the first message: {text, role, replies}")
     items = list[Ranked | Asked | str]()
@@ -32,10 +34,12 @@ def read_oasst(row: Row) -> list[Ranked | Asked | str]:
         replies = [(f"{name}.replies[{i}]", reply) for i, reply in enumerate(_replies(node, name))]
         kept = [(name, reply) for name, reply in replies if not _is_out(reply)]
         if len(kept) < len(replies):
-            items.append("replies that were deleted or are spam are left out")
+            items.append(LEFT_OUT)
         waiting += ((turns, reply, name) for name, reply in reversed(kept))
         if turns[-1].role == "user":
-            items += _answers(turns, kept, row)
+            items += _ranking(turns, kept, row)
+    if not any(isinstance(item, Ranked) for item in items):
+        items += [Asked((_message(root, "prompt"),), None, split_of(row)), UNRANKED]
     return items
 
 
@@ -57,23 +61,19 @@ def _is_out(reply: Row) -> bool:
     return reply.get("deleted") is True or reply.get("review_result") is False
 
 
-def _answers(turns: Turns, replies: list[tuple[str, Row]], row: Row) -> Iterator[Ranked | Asked]:
+def _ranking(turns: Turns, replies: list[tuple[str, Row]], row: Row) -> Iterator[Ranked]:
+    """What was said about the replies to one message; those without a rank are context for others at most."""
     ranked: dict[str, tuple[Answer, int]] = {}
     for name, reply in replies:
         if _message(reply, name).role != "assistant":
             raise RowError(f"field '{name}.role' is not assistant", "a prompter's reply to a prompter")
-        answer = Answer(text_at(reply, "text"), _author(reply))
-        rank = reply.get("rank")
-        if rank is None:
-            yield Asked(turns, answer, split_of(row))
-        elif type(rank) is not int:
+        answer, rank = Answer(text_at(reply, "text"), _author(reply)), reply.get("rank")
+        if rank is not None and type(rank) is not int:
             raise RowError(f"field '{name}.rank' is a {kind_of(rank)}", "expected 0, 1, 2, … or null")
-        elif answer.text not in ranked or rank < ranked[answer.text][1]:  # of equal texts the best place counts
+        # Of equal texts the best place counts.
+        if rank is not None and (answer.text not in ranked or rank < ranked[answer.text][1]):
             ranked[answer.text] = answer, rank
-    if len(ranked) == 1:
-        ((answer, _),) = ranked.values()
-        yield Asked(turns, answer, split_of(row))
-    elif ranked:
+    if len(ranked) > 1:
         answers, ranks = zip(*ranked.values(), strict=True)
         dense = dense_ranks([-rank for rank in ranks])
         yield Ranked(turns, answers, dense, split_of(row), strength_of(row), criterion_of(row))

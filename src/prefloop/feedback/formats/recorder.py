@@ -36,15 +36,15 @@ class Recorder:
         self._noted = noted
         self._origin = f"file:{name}"
         self._created = datetime.now(UTC)
-        # Content → times seen, to tell equal rows apart. 64 bits of its hash keep a million rows small, and a
-        # collision would do no more than number a row as if it were a repetition.
+        # Hash of the content → times seen, to tell equal rows apart. 64 bits of it keep a million rows small, and
+        # a collision would do no more than number a row as if it were a repetition.
         self._seen: dict[int, int] = {}
         self._unmatched: dict[str, list[tuple[bool, str, int]]] = {}
 
     def records(self, said: Sequence[Read]) -> list[AnyRecord]:
         """The records of a row, in the order in which a store takes them. RowError leaves nothing behind."""
         for item in said:
-            if not isinstance(item, str | Chosen | AnyRecord):
+            if isinstance(item, Ranked | Labelled | Demonstrated | Asked):
                 _check(item)
         return [record for item in said for record in self._of(item)]
 
@@ -107,7 +107,7 @@ class Recorder:
 
     def _labelled(self, item: Labelled) -> Iterator[AnyRecord]:
         yield (prompt := _prompt(item.turns, item.split))
-        times = self._times(content_id("label", prompt.id, item.answer.text))
+        times = self._times((prompt.id, item.answer.text))
         origin = f"{self._origin} ({times + 1})" if times else self._origin
         answer = Answer(item.answer.text, origin, {"label": item.label})
         yield (completion := self._completion(prompt, answer))
@@ -153,12 +153,12 @@ class Recorder:
 
     def _number(self, kind: str, *content: str) -> str:
         """An identifier for the content and how often it came before in this file."""
-        return content_id(kind, *content, self._times(content_id(*content)))
+        return content_id(kind, *content, self._times(content))
 
-    def _times(self, key: str) -> int:
-        short = int(key[:16], 16)
-        times = self._seen.get(short, 0)
-        self._seen[short] = times + 1
+    def _times(self, content: tuple[str, ...]) -> int:
+        key = hash(content)
+        times = self._seen.get(key, 0)
+        self._seen[key] = times + 1
         return times
 
 

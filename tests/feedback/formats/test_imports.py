@@ -13,7 +13,7 @@ from prefloop.feedback.formats import Format, ImportReport, import_file, read_fi
 from prefloop.feedback.records import BEST_ONLY, Completion, Demonstration, Judgement, Message, Prompt
 from prefloop.feedback.store import AnyRecord, Counts, Store
 
-HH = Path(__file__).parents[2] / "../shared/data/hh-rlhf-harmless.jsonl"
+HH = Path(__file__).parents[3] / "../shared/data/hh-rlhf-harmless.jsonl"
 
 
 @pytest.fixture
