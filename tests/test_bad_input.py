@@ -342,7 +342,7 @@ def test_a_sheet_that_is_there_is_not_overwritten(refused: Any, tmp_path: Path) 
     store(tmp_path)
     sheet = rows(tmp_path / "to-judge.jsonl", {"choice": "1"})
     assert "to-judge.jsonl is there already and may hold judgements; name another with --sheet" in refused(
-        "sample", "a"
+        "sample", "a", "--sheet", sheet
     )
     assert sheet.read_text(encoding="utf-8") == '{"choice": "1"}\n'
 

@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import sqlalchemy as sa
 import typer
 from rich.console import Console
 from tests.test_pipeline import MODEL, dialogues, tiny
-from tests.toys import byte_tokenizer, heeds_ctrl_c
+from tests.toys import byte_tokenizer, heeds_ctrl_c, judge_some
 
 from prefloop import cli
 from prefloop.chat import Chat
 from prefloop.console import comparison_table, printable
 from prefloop.dataset import place
+from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import Prompt
 from prefloop.feedback.store import Store
+from prefloop.feedback.tables import ITEMS
 from prefloop.recipes import dump_recipe, load_recipe
 from prefloop.runs import folder_hash, read_json
 from prefloop.tasks import coloured, coloured_examples
@@ -151,24 +154,18 @@ def test_demo(call: Call, tmp_path: Path) -> None:
     assert names(tmp_path) == ["here"]
 
 
-def test_demo_with_people(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops with instructions; following them to the letter leads to the end."""
+def test_demo_with_people(call: Call, tmp_path: Path) -> None:
+    """Stops with instructions; following them leads to the end."""
     options = settings("data.world_prompts=60", "data.world_heldout=30", "label.minimum=10", 'algorithms=["dpo"]')
-    shown = ok(call("demo", "--human", *options))
-    (sheet,) = (tmp_path / "prefloop-demo" / "runs" / "seed-0-human").glob("to-judge*.jsonl")
-    assert f'1. Open {sheet} and set "choice"' in shown  # whole, however long: not broken into two lines
-    rows = [json.loads(line) for line in sheet.read_text(encoding="utf-8").splitlines()]
-    sheet.write_text("".join(json.dumps(row | {"choice": "2"}) + "\n" for row in rows), encoding="utf-8")
-    (place, file), (command,) = (
-        re.findall(r"^  2\. In (.*): prefloop import (.*)$", shown, re.MULTILINE)[0],
-        re.findall(r"^  3\. (Give the command .* once more), where you gave it\.$", shown, re.MULTILINE),
-    )
-    assert command
-    with monkeypatch.context() as elsewhere:
-        elsewhere.chdir(place)
-        assert f"{len(rows)} judgements" in ok(call("import", file))
-    assert "Judged by: true preference" in ok(call("demo", "--human", *options))
-    assert read_json(sheet.parent / "label" / "manifest.json")["judgements"] == len(rows)
+    shown = ok(call("demo", "--human", "--no-wait", *options))
+    assert "(0 of 10 votes so far)" in shown
+    (place,) = re.findall(r"^In (.*): prefloop label$", shown, re.MULTILINE)  # whole, however long
+    assert Path(place) == tmp_path / "prefloop-demo"
+    with Store.of_project(Path(place)) as store:
+        assert judge_some(store, 99) == 10
+    assert "Judged by: true preference" in ok(call("demo", "--human", "--no-wait", *options))
+    run = Path(place) / "runs" / "seed-0-human"
+    assert read_json(run / "label" / "manifest.json")["judgements"] == 10
 
 
 def test_a_project_from_init_to_report(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +248,31 @@ def test_sampling_again_asks_about_other_prompts(call: Call, finished: Path, tmp
     assert len(rounds[0]) == len(rounds[1]) == 5
     assert not rounds[0] & rounds[1]
     assert rounds[2] == wanted
+
+
+def test_sample_fills_the_queue_until_enough_is_collected(call: Call, finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "feedback.db", tmp_path)
+    models = finished / "runs" / "tiny"
+    arguments = ("sample", models / "sft" / "model", "--prompts", 6, "--answers", 3, "--max-response-tokens", 8)
+    arguments = (*arguments, "--reward", models / "reward" / "model", "--target", 4)
+    shown = ok(call(*arguments))
+    assert "6 prompts with 3 answers each wait for votes (0 of 4 wanted so far).\n" in shown
+    assert "prefloop label" in shown
+    with Store.of_project(tmp_path) as store:
+        (batch,) = Queue(store).batches()
+        assert (batch.criteria, batch.overlap, batch.target) == (("overall",), 1, 4)
+        with store.database.reading() as db:
+            priorities = db.execute(sa.select(ITEMS.c.priority)).scalars().all()
+        assert len(set(priorities)) == 6, "each its own"
+        assert all(0 < priority <= 1 for priority in priorities), "bits"
+        assert judge_some(store, 2) == 2
+    assert "(2 of 4 wanted so far)" in ok(call(*arguments))
+    with Store.of_project(tmp_path) as store:
+        assert judge_some(store, 99) == 2
+        counts = store.counts()
+    assert "Enough is collected: 4 of 4 votes" in ok(call(*arguments))
+    with Store.of_project(tmp_path) as store:
+        assert store.counts() == counts, "nothing was sampled"
 
 
 def test_answers_are_told_apart_by_the_weights_that_gave_them(finished: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from prefloop.config import (
 from prefloop.console import FIGURES, MEANINGS
 from prefloop.demo.recipe import demo_table, starter_text
 from prefloop.labelers.simulated import PANEL
-from prefloop.recipes import Recipe, check, dump_recipe, load_recipe, make_recipe
+from prefloop.recipes import PANEL_SIZE, Recipe, check, dump_recipe, load_recipe, make_recipe
 from prefloop.report import read, words
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -44,7 +44,7 @@ FIELDS = {
     "pretrain": f"{OPTIMISATION} files tokens batch_tokens block",
     "sft": f"{OPTIMISATION} epochs batch_size loss_on demonstrations",
     "sample": "prompts heldout answers temperature max_response_tokens batch_size",
-    "label": "by overlap minimum",
+    "label": "by overlap minimum gold gold_share reward_model control_share",
     "reward": f"{OPTIMISATION} epochs batch_size centre_coef loss margin random_answers ensemble pessimism criteria",
     "judge": f"{OPTIMISATION} epochs batch_size centre_coef loss margin random_answers fraction",
     "ppo": f"{GRADIENT} answers critic gamma lam value_clip_range value_coef whiten_rewards",
@@ -90,8 +90,11 @@ def test_every_section_works_by_itself(section: type[Section]) -> None:
 
 
 def test_the_simulated_panel_is_as_large_as_overlap_allows() -> None:
-    make_recipe({}, [f"label.overlap={len(PANEL)}"])
-    assert "less than or equal to 6" in refusal(f"label.overlap={len(PANEL) + 1}")
+    simulated = ("data.world=rewriter", "label.by=simulated")
+    assert len(PANEL) == PANEL_SIZE
+    make_recipe({}, [*simulated, f"label.overlap={len(PANEL)}"])
+    assert "1 to 6" in refusal(*simulated, f"label.overlap={len(PANEL) + 1}")
+    make_recipe({}, ["label.by=human", "label.overlap=7"])
 
 
 # Refusals
@@ -189,10 +192,8 @@ def test_all_faults_are_told_at_once() -> None:
             ["online_dpo.judge=annotators", 'algorithms=["online_dpo"]'],
             ["online_dpo.judge", "simulated", '"reward"'],
         ),
-        (
-            ["label.by=human", "reward.criteria={overall = 1.0, tone = 0.5}"],
-            ['label.by = "human" asks by one criterion', "overall, tone"],
-        ),
+        (["data.world=rewriter", "label.by=simulated", "label.overlap=7"], ["label.overlap = 7", "1 to 6"]),
+        (["label.by=human", "label.gold_share=1.0"], ["label.gold_share = 1.0", "less than 1"]),
         (['algorithms=["ppo","ppo"]'], ["algorithms", "twice"]),
         (["name=a/b"], ["name 'a/b'", "plain folder name"]),
         (["name=.."], ["name '..'"]),
@@ -210,7 +211,7 @@ def test_every_stage_has_its_place_in_the_report_and_on_the_terminal() -> None:
     assert set(read.STAGE_ORDER) == set(MEANINGS) == set(get_args(StageName))
     assert read.DIRECT == DIRECT
     assert read.ON_POLICY == ON_POLICY
-    assert set(FIGURES) == set(get_args(StageName)) - {"sample", "label", "evaluation"}
+    assert set(FIGURES) == set(get_args(StageName)) - {"sample", "evaluation"}
     assert set(words.POLICY_TONES) == set(ALGORITHMS)
     for family in (ON_POLICY, DIRECT):
         assert len({words.POLICY_TONES[name] for name in family}) == len(family)
@@ -371,6 +372,7 @@ def test_settings_that_rewards_from_elsewhere_leave_without_effect_are_named() -
     settings = ["label.by=human", "label.minimum=9", "reward.ensemble=4", "sample.prompts=7"]
     found = make_recipe({"rewards": [row], "algorithms": ["ppo"]}, settings).ignored
     assert found == {"nothing learns from comparisons": ["label.minimum", "sample.prompts", "reward.ensemble"]}
+    assert len(PANEL) == PANEL_SIZE
     assert make_recipe({"rewards": [row], "algorithms": ["dpo"]}).ignored == {
         "no algorithm samples responses to reward": ["rewards"]
     }

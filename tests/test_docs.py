@@ -72,7 +72,9 @@ def test_every_command_has_its_section_and_nothing_else_has() -> None:
 def test_every_option_is_explained(command: str) -> None:
     (heading,) = (heading for heading in sections("cli.md") if re.match(rf"`prefloop {command}\b", heading))
     text = heading + sections("cli.md")[heading]
-    options = {name for p in COMMANDS[command].params for name in p.opts if name.startswith("-")} - {"--help"}
+    options = {
+        name for p in COMMANDS[command].params for name in [*p.opts, *p.secondary_opts] if name.startswith("-")
+    } - {"--help"}
     told = set(
         re.findall(r"(?<!\S)`?(--[\w-]+|-\w)(?=`)", "\n".join(re.findall(r"^\| (.+?) \|", text, re.MULTILINE)))
     )

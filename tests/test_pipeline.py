@@ -10,25 +10,28 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.toys import heeds_ctrl_c
+from tests.toys import heeds_ctrl_c, judge_some
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from prefloop import pipeline
+from prefloop import labelling, pipeline
 from prefloop.config import ON_POLICY
 from prefloop.context import Context
 from prefloop.feedback.aggregate import read_snapshot
-from prefloop.feedback.formats import import_file
+from prefloop.feedback.assignment import Queue
+from prefloop.feedback.records import CANNOT_JUDGE
 from prefloop.feedback.store import Store
 from prefloop.judging import NO_JUDGE
+from prefloop.labelling import WaitingForPeopleError
 from prefloop.pipeline import NonFiniteError, Silence
 from prefloop.recipes import Recipe, dump_recipe, load_recipe, make_recipe
 from prefloop.runs import StageWriter, file_hash, read_json, read_lines
-from prefloop.stages import WaitingForPeopleError
+from prefloop.training.loop import Metrics
 
 MODEL: dict[str, Any] = {
     "data": {"max_prompt_tokens": 128, "max_response_tokens": 100},
@@ -479,60 +482,121 @@ def test_without_an_independent_judge_everybody_is_told(tmp_path: Path) -> None:
     assert set(figures(tmp_path)["evaluation"]) == {"dpo"}
 
 
-def judge_first(sheet: Path, rows: Sequence[int], target: Path) -> Path:
-    """Fill in some rows of a sheet: the first answer each time."""
-    lines = [json.loads(line) for line in sheet.read_text(encoding="utf-8").splitlines()]
-    for row in rows:
-        lines[row]["choice"] = "1"
-    target.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return target
-
-
 def test_a_run_waits_for_people_and_goes_on_with_what_they_said(tmp_path: Path) -> None:
     """Nor do the judgements come back as demonstrations or text, so that the run would begin anew."""
     dialogues(tmp_path / "dialogues.jsonl")
-    recipe = from_store("label.by=human", "label.minimum=12", "judge.fraction=0.2")
+    recipe = from_store("label.by=human", "label.minimum=20", "judge.fraction=0.2")
     with pytest.raises(WaitingForPeopleError) as waiting:
         run(recipe, tmp_path)
     folder = tmp_path / "runs" / "tiny"
-    (sheet,) = folder.glob("to-judge*.jsonl")
     told = str(waiting.value)
-    assert "0 judged so far, 12 needed" in told
-    assert str(sheet) in told
-    assert f"In {tmp_path}: prefloop import {sheet}\n" in told
-    assert "Give the command that brought you here once more" in told
+    assert "(0 of 20 votes so far)" in told
+    assert f"In {tmp_path}: prefloop label\n" in told
+    assert "give the command that brought you here once more" in told
     assert (folder / "sample").is_dir()
     assert not (folder / "label").exists()
 
-    with Store.open(tmp_path / "feedback.db") as store:
-        report = import_file(store, judge_first(sheet, range(4), sheet))
-        assert report.added.judgements == 4
-    half = sheet.read_bytes()
-    with pytest.raises(WaitingForPeopleError, match="4 judged so far"):
+    with Store.of_project(tmp_path) as store:
+        assert judge_some(store, 3) == 3
+        assert judge_some(store, 2, "could not", flags=(CANNOT_JUDGE,)) == 2
+    with pytest.raises(WaitingForPeopleError, match="3 of 20 votes so far"):
         run(recipe, tmp_path)
-    assert sheet.read_bytes() == half  # what somebody wrote into it stays
 
-    with Store.open(tmp_path / "feedback.db") as store:
-        assert import_file(store, judge_first(sheet, range(24), sheet)).added.judgements == 20
+    with Store.of_project(tmp_path) as store:
+        assert judge_some(store, 99) == 17, "what could not be judged is asked beyond; what is enough is enough"
     recorder = run(recipe, tmp_path)
     assert recorder.kept == ["pretrain", "sft", "sample"]
     assert recorder.ran == ["label", "reward", "judge", "ppo", "dpo", "evaluation"]
-    assert read_json(folder / "label" / "manifest.json")["judgements"] == 24
+    assert read_json(folder / "label" / "manifest.json")["judgements"] == 22
     assert run(recipe, tmp_path).ran == []
+    with Store.of_project(tmp_path) as store:
+        assert judge_some(store, 1) == 0, "the batch is closed"
 
-    with Store.open(tmp_path / "feedback.db") as store:
-        import_file(store, judge_first(sheet, range(26), sheet))
-    assert run(recipe, tmp_path).ran == ["label", "reward", "judge", "ppo", "dpo", "evaluation"]
+    more = from_store("label.by=human", "label.minimum=22", "judge.fraction=0.2")
+    with pytest.raises(WaitingForPeopleError, match="20 of 22 votes"):
+        run(more, tmp_path)
+    with Store.of_project(tmp_path) as store:
+        assert judge_some(store, 99) == 2
+    assert run(more, tmp_path).ran == ["label", "reward", "judge", "ppo", "dpo", "evaluation"]
 
 
-def test_other_answers_get_another_sheet(project: Path) -> None:
-    human = ("label.by=human", "label.minimum=1000")
+def test_a_run_that_waits_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "POLL_SECONDS", 0.01)
+    dialogues(tmp_path / "dialogues.jsonl")
+    recipe = from_store("label.by=human", "label.minimum=12", "judge.fraction=0.2", 'algorithms=["dpo"]')
+    recorder, seen = Recorder(), Event()
+    shown: list[float] = []
+
+    def line(stage: str, metrics: Metrics) -> None:
+        if stage == "label":
+            shown.append(metrics["votes"])
+            seen.set()
+
+    monkeypatch.setattr(recorder, "line", line)
+
+    def people() -> None:
+        with Store.of_project(tmp_path) as store:
+            for _ in range(4):
+                assert seen.wait(60)
+                seen.clear()
+                assert judge_some(store, 3) == 3
+
+    thread = Thread(target=people)
+    thread.start()
+    try:
+        pipeline.run(recipe, tmp_path, listener=recorder, wait=True)
+    finally:
+        thread.join()
+    assert shown[0] == 0
+    assert shown[-1] == 12
+    assert len(set(shown)) >= 4, "the votes were shown as they came in"
+    assert shown == sorted(shown)
+    assert sum("prefloop label" in note for note in recorder.notes) == 1
+    assert recorder.ran[-1] == "evaluation"
+    assert run(recipe, tmp_path).ran == [], "nothing is done again because people were waited for"
+
+
+def test_other_answers_are_another_batch(project: Path) -> None:
+    human = ("label.by=human", "label.minimum=20")
     for settings in (human, (*human, "sample.temperature=0.8")):
-        with pytest.raises(WaitingForPeopleError) as waiting:
+        with pytest.raises(WaitingForPeopleError):
             run(tiny(*settings), project)
-    sheets = list((project / "runs" / "tiny").glob("to-judge*.jsonl"))
-    assert len(sheets) == 2
-    assert sum(f"Open {sheet} " in str(waiting.value) for sheet in sheets) == 1
+    with Store.of_project(project) as store:
+        names = [batch.name for batch in Queue(store).batches()]
+    assert len(set(names)) == 2
+    assert all(name.startswith("tiny/") for name in names)
+
+
+def test_more_votes_than_there_can_be(project: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"label.minimum = 1000 cannot be reached: \d+ prompts .* raise sample.prompts"
+    ):
+        run(tiny("label.by=human", "label.minimum=1000"), project)
+
+
+def test_people_are_asked_by_each_criterion_and_tested_with_gold(project: Path) -> None:
+    gold = project / "gold.jsonl"
+    gold.write_text(json.dumps({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}) + "\n", encoding="utf-8")
+    recipe = tiny(
+        *("label.by=human", "label.minimum=10", "label.gold=gold.jsonl", "label.gold_share=0.9"),
+        *("reward.criteria={overall = 1.0, tone = 0.5}", 'algorithms=["dpo"]'),
+    )
+    with pytest.raises(WaitingForPeopleError):
+        run(recipe, project)
+    with Store.of_project(project) as store:
+        before = store.counts()
+        queue = Queue(store)
+        assert queue.batches()[0].criteria == ("overall", "tone")
+        asked = judge_some(store, 99)
+        assert asked == 11, "ten votes, and one about gold"
+        assert store.counts().judgements - before.judgements == 2 * asked
+        (right,) = queue.gold_ranks().values()
+        assert sorted(right) == [1, 2]
+    assert "label" in run(recipe, project).ran
+    criteria = {path.name for path in (project / "runs" / "tiny" / "label").glob("*.jsonl")}
+    assert criteria == {"snapshot.jsonl", "snapshot-tone.jsonl"}
+    frozen = read_snapshot(project / "runs" / "tiny" / "label" / "snapshot.jsonl")
+    assert len(frozen.judgements) == 10, "gold teaches nobody"
 
 
 def test_a_run_may_start_from_a_saved_model(whole: Path, tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ from transformers import (
 )
 
 from prefloop.chat import Rendered
+from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import Message, Prompt
+from prefloop.feedback.store import Store
+from prefloop.feedback.tasks import Submission, Verdict
 from prefloop.policy import Policy
 
 EOS, PAD, BOS = "<|eos|>", "<|pad|>", "<|bos|>"
@@ -210,3 +213,14 @@ def two_token_policy(seed: int = 0) -> Policy:
     bias[3], bias[4] = math.log(2.0), 0.0
     model.get_output_embeddings().bias = torch.nn.Parameter(bias)
     return Policy(model, tokenizer)
+
+
+def judge_some(store: Store, count: int, annotator: str = "mia", choice: int = 0, flags: tuple[str, ...] = ()) -> int:
+    """Judge what the queue hands out, ``count`` times at most: the answer in this place is the best. How many."""
+    queue, done = Queue(store), 0
+    while done < count and (task := queue.next(annotator)) is not None:
+        ranks = tuple(1 if place == choice else 2 for place in range(len(task.shown)))
+        verdicts = tuple(Verdict(criterion, ranks) for criterion in task.criteria)
+        queue.submit(annotator, task.id, Submission(f"{annotator}-{task.number}", verdicts, flags))
+        done += 1
+    return done

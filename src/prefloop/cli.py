@@ -68,8 +68,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another seed, another world and another run.", min=0)] = 0,
     human: Annotated[
         bool,
-        typer.Option("--human", help="Stop at the labelling step: you judge instead of simulated annotators."),
+        typer.Option("--human", help="You judge, on a page in the browser, instead of simulated annotators."),
     ] = False,
+    wait: Annotated[bool, typer.Option(help="With --human: wait for you, or stop and be called again.")] = True,
     folder: Annotated[Path, typer.Option(help="The project folder that is made.")] = Path("prefloop-demo"),
     settings: Settings = None,
 ) -> None:
@@ -88,7 +89,7 @@ def demo(
         write_text(place, dump_recipe(recipe))
     elif load_recipe(place) != recipe:
         _say(f"{place} says something else and was left as it is. This run's recipe: runs/{name}/recipe.toml", "dim")
-    _run(recipe, folder, folder)
+    _run(recipe, folder, folder, wait)
 
 
 @app.command()
@@ -103,7 +104,7 @@ def init(
         raise ValueError(f"{name / 'prefloop.toml'} is there already; nothing was changed")
     name.mkdir(parents=True, exist_ok=True)
     (name / "prefloop.toml").write_text(starter_text(_as_name(name.resolve().name)), encoding="utf-8")
-    Store.open(name / "feedback.db").close()
+    Store.of_project(name).close()
     _say(
         f"Made {name}. Next:\n"
         f"  cd {name}\n"
@@ -115,6 +116,7 @@ def init(
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")] = Path("prefloop.toml"),
+    wait: Annotated[bool, typer.Option(help="Where people judge: wait, or stop and be called again.")] = True,
     settings: Settings = None,
 ) -> None:
     """Run a recipe, or go on with it: stages whose inputs did not change are skipped.
@@ -124,7 +126,7 @@ def run(
     """
     from prefloop.recipes import load_recipe
 
-    _run(load_recipe(recipe, settings or []), Path.cwd(), recipe.resolve().parent)
+    _run(load_recipe(recipe, settings or []), Path.cwd(), recipe.resolve().parent, wait)
 
 
 @app.command("import")
@@ -144,7 +146,7 @@ def import_(
         if not file.is_file():
             problem = "is a folder; name the files in it" if file.is_dir() else "there is no such file"
             raise ValueError(f"{file}: {problem}")
-    with Store.open("feedback.db") as store:
+    with Store.of_project(Path()) as store:
         for file in files:
             report = import_file(store, file, format, skip_bad=skip_bad)
             added = report.added
@@ -168,26 +170,42 @@ def sample(
     temperature: Annotated[float, typer.Option(help="Sampling temperature.", min=0.01)] = 1.0,
     max_response_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 128,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.", min=0)] = 0,
-    sheet: Annotated[Path, typer.Option(help="The judging sheet that is written.")] = Path("to-judge.jsonl"),
+    overlap: Annotated[int, typer.Option(help="How many people judge each.", min=1)] = 1,
+    target: Annotated[
+        int | None, typer.Option(help="Votes that are enough: nobody is asked any more then.", min=1)
+    ] = None,
+    reward: Annotated[
+        str, typer.Option(help="A reward model's folder: what it is least sure of is asked first.")
+    ] = "",
+    sheet: Annotated[Path | None, typer.Option(help="Write a judging sheet instead, to fill in by hand.")] = None,
     recipe: RecipeFile = Path("prefloop.toml"),
 ) -> None:
-    """Sample answers to training prompts, keep them in the store, and write a sheet for people to judge.
+    """Sample answers to training prompts and put them into the queue that `prefloop label` shows to people.
 
     Prompts with the fewest answers so far come first, so that the next call asks about others.
     """
     from prefloop.feedback.store import Store
     from prefloop.recipes import Recipe, load_recipe
-    from prefloop.tasks import Sampling, sample_to_sheet
+    from prefloop.tasks import Sampling, sample_to_queue
 
     # The recipe says which prompts are held out and what people are asked.
     loaded = load_recipe(recipe) if recipe.exists() or recipe != Path("prefloop.toml") else Recipe()
-    how = Sampling(prompts, answers, temperature, max_response_tokens, seed)
-    with Store.open("feedback.db", create=False) as store:
-        rows = sample_to_sheet(model, store, sheet, loaded.data, how)
-    _say(
-        f"{rows} prompts with {answers} answers each: {sheet}\n"
-        f'Set "choice" in each line to the better answer\'s number or to "tie", then: prefloop import {sheet}'
-    )
+    how = Sampling(prompts, answers, temperature, max_response_tokens, seed, overlap, target, reward)
+    with Store.of_project(Path(), create=False) as store:
+        made = sample_to_queue(model, store, loaded, how, sheet)
+    if sheet is not None:
+        _say(
+            f"{made.added} prompts with {answers} answers each: {sheet}\n"
+            f'Set "choice" in each line to the better answer\'s number or to "tie", then: prefloop import {sheet}'
+        )
+    elif made.target is not None and made.done >= made.target:
+        _say(f"Enough is collected: {made.done} of {made.target} votes. Raise --target to ask for more.")
+    else:
+        wanted = "" if made.target is None else f" of {made.target} wanted"
+        _say(
+            f"{made.added} prompts with {answers} answers each wait for votes ({made.done}{wanted} so far).\n"
+            "To judge them: prefloop label"
+        )
 
 
 @app.command()
@@ -270,16 +288,16 @@ def _ask() -> str:
         return ""
 
 
-def _run(recipe: Recipe, project: Path, folder: Path) -> None:
+def _run(recipe: Recipe, project: Path, folder: Path, wait: bool) -> None:
     from prefloop.console import RunDisplay, summary_table
+    from prefloop.labelling import WaitingForPeopleError
     from prefloop.pipeline import NonFiniteError
     from prefloop.pipeline import run as run_recipe
     from prefloop.runs import read_json
-    from prefloop.stages import WaitingForPeopleError
 
     try:
         with RunDisplay(recipe.stages, console) as display:
-            path = run_recipe(recipe, project, folder=folder, listener=display)
+            path = run_recipe(recipe, project, folder=folder, listener=display, wait=wait)
     except WaitingForPeopleError as waiting:
         _say(str(waiting))
         return

@@ -144,12 +144,20 @@ class LabelConfig(Section):
     """Who judges the sampled answers."""
 
     by: Literal["simulated", "human", "none"] = "none"
-    """``simulated``: annotators with known faults (needs a world with a true preference); ``human``: the run
-    stops and says how to give judgements; ``none``: the store holds judgements already."""
-    overlap: Annotated[int, Field(gt=0, le=6)] = 1
-    """Annotators asked about each pair; the simulated panel has six."""
+    """``simulated``: annotators with known faults (needs a world with a true preference); ``human``: people, on the
+    page that ``prefloop label`` serves, while the run waits; ``none``: the store holds judgements already."""
+    overlap: Positive = 1
+    """How many different annotators judge each prompt's answers; the simulated panel has six."""
     minimum: Positive = 50
-    """With ``human``: judgements needed before the run goes on."""
+    """With ``human``: votes needed before the run goes on."""
+    gold: str = ""
+    """With ``human``: a file of comparisons whose answer is known, shown among the others to see who reads."""
+    gold_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of an annotator's tasks that comes from ``gold``."""
+    reward_model: str = ""
+    """With ``human``: a reward model's folder (an ensemble at best); what it is least sure of is asked first."""
+    control_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of an annotator's tasks that is drawn by lot, whatever ``reward_model`` says."""
 
 
 class ScoreConfig(Optimisation):

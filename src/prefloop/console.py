@@ -21,6 +21,7 @@ _DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
 FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "pretrain": (("loss", "loss", ".2f"), ("held-out", "eval_loss", ".2f")),
     "sft": (("loss", "loss", ".2f"), ("held-out", "eval_loss", ".2f")),
+    "label": (("votes", "votes", ".0f"), ("of", "wanted", ".0f")),
     "reward": (("loss", "loss", ".2f"), ("held-out accuracy", "eval_accuracy", ".0%")),
     "judge": (("loss", "loss", ".2f"), ("held-out accuracy", "eval_accuracy", ".0%")),
     **dict.fromkeys(

@@ -34,6 +34,8 @@ class Context:
     """Shows a line of metrics to whoever watches."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Tells whoever watches something worth knowing."""
+    wait: bool = False
+    """Whether to wait for people, or to stop and say that they are waited for."""
 
     @property
     def world(self) -> World | None:

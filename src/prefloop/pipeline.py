@@ -19,9 +19,9 @@ from prefloop import __version__
 from prefloop.config import ALGORITHMS, DIRECT, ON_POLICY, RewardSource, StageName
 from prefloop.context import Context
 from prefloop.dataset import Dataset, prepare
-from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
+from prefloop.labelling import ask_people, judged_so_far
 from prefloop.recipes import Recipe, dump_recipe
 from prefloop.report import write_report
 from prefloop.rewarding import load_function
@@ -72,19 +72,22 @@ class Silence:
     def finished(self, stage: str, seconds: float) -> None: ...
 
 
-def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: Listener | None = None) -> Path:
+def run(
+    recipe: Recipe, project: Path, *, folder: Path | None = None, listener: Listener | None = None, wait: bool = False
+) -> Path:
     """Run a recipe to the end, or from where an earlier run of it stopped.
 
     Args:
         project: the folder with ``feedback.db`` and ``runs/``.
         folder: where relative paths in the recipe start; the project's folder when not given.
+        wait: where people judge: wait for them, rather than stop and go on when called again.
 
     Returns:
         The run's folder, with ``summary.json`` and ``report.html``.
 
     Raises:
         ValueError: the data or the recipe cannot be used; the message says what to do.
-        WaitingForPeopleError: answers wait for judgements; the message says how to give them.
+        WaitingForPeopleError: answers wait for judgements and ``wait`` is False; the message says how to give them.
         NonFiniteError: training ran into NaN; the batch lies in the run's folder.
     """
     listener = listener or Silence()
@@ -97,15 +100,19 @@ def run(recipe: Recipe, project: Path, *, folder: Path | None = None, listener: 
         elif is_path(source.model) and not Path(source.model).is_dir():
             raise ValueError(f"reward {source.name!r}: there is no folder {source.model}")
     runs = RunFolder(project / "runs" / recipe.name)
-    with _threads(recipe.threads), Store.open(project / "feedback.db") as store:
+    with _threads(recipe.threads), Store.of_project(project) as store:
         data = prepare(recipe, store, folder or project)
         with runs.lock():
             write_text(runs.path / "recipe.toml", dump_recipe(recipe))
             keys: dict[StageName, str] = {}
             said: set[str] = set()
             for stage in recipe.stages:
-                keys[stage] = _key(stage, recipe, data, store, keys)
-                _run_stage(stage, keys, Context(recipe, runs.path, data, store), runs, listener, said)
+                context = _context(recipe, runs, data, store, stage, listener, said)
+                context.wait = wait
+                if stage == "label" and recipe.label.by == "human":
+                    ask_people(context)  # before the key, which is of what they said
+                keys[stage] = _key(stage, context, keys)
+                _run_stage(stage, keys, context, runs, listener)
             write_json(runs.path / "summary.json", _summary(recipe, runs))
             write_report(runs.path)
     return runs.path
@@ -136,37 +143,44 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
 
     path = recipe.model.path
     model = {"path": absolute(path)} if path and (folder / path).is_dir() else {}
+    label = {name: absolute(path) for name in ("gold", "reward_model") if (path := getattr(recipe.label, name))}
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),
             "data": recipe.data.model_copy(update={"files": tuple(map(absolute, recipe.data.files))}),
             "rewards": tuple(map(source, recipe.rewards)),
             "pretrain": recipe.pretrain.model_copy(update={"files": tuple(map(absolute, recipe.pretrain.files))}),
+            "label": recipe.label.model_copy(update=label),
         }
     )
 
 
-def _run_stage(
-    stage: StageName,
-    keys: dict[StageName, str],
-    context: Context,
+def _context(
+    recipe: Recipe,
     runs: RunFolder,
+    data: Dataset,
+    store: Store,
+    stage: StageName,
     listener: Listener,
     said: set[str],
-) -> None:
+) -> Context:
     def note(text: str) -> None:
         """Once a run: several stages cut the same prompts."""
         if text not in said:
             said.add(text)
             listener.note(text)
 
+    return Context(recipe, runs.path, data, store, lambda metrics: listener.line(stage, metrics), note)
+
+
+def _run_stage(
+    stage: StageName, keys: dict[StageName, str], context: Context, runs: RunFolder, listener: Listener
+) -> None:
     if runs.is_current(stage, keys[stage]):
         listener.skipped(stage)
         return
     listener.started(stage)
     started = time.perf_counter()
-    context.line = lambda metrics: listener.line(stage, metrics)
-    context.note = note
     inputs: dict[str, str] = {name: keys[name] for name in READS[stage] if name in keys}
     try:
         with runs.writing(stage, keys[stage], inputs, context.recipe.seed) as writer:
@@ -179,8 +193,9 @@ def _run_stage(
     listener.finished(stage, time.perf_counter() - started)
 
 
-def _key(stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: dict[StageName, str]) -> str:
+def _key(stage: StageName, context: Context, keys: dict[StageName, str]) -> str:
     """Everything that the stage's result depends on, hashed; but not the machine, which the manifest describes."""
+    recipe, data = context.recipe, context.data
     sections = recipe.model_dump(mode="json")
     parts: dict[str, Any] = {
         "version": __version__,
@@ -198,8 +213,8 @@ def _key(stage: StageName, recipe: Recipe, data: Dataset, store: Store, keys: di
     elif stage == "sample":
         parts |= {"prompts": data.prompts_hash, "limits": limits, "judge_fraction": recipe.judge.fraction}
     elif stage == "label" and recipe.label.by != "simulated":
-        names = dict.fromkeys((recipe.data.criterion, *recipe.criteria))
-        parts["judgements"] = [snapshot(store, name).hash for name in names]
+        parts["config"] = recipe.label.by  # how people were asked is over; what they said counts
+        parts["judgements"] = [frozen.hash for frozen in judged_so_far(context)]
     elif stage in ("reward", "judge", *DIRECT):
         parts |= {"limits": limits, "judge_fraction": recipe.judge.fraction}
         if stage == "judge":

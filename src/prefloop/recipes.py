@@ -48,6 +48,8 @@ from prefloop.config import (
 )
 
 S = TypeVar("S", bound=Section)
+PANEL_SIZE = 6
+"""How many simulated annotators there are (`labelers.simulated.PANEL`)."""
 
 
 class Recipe(Section):
@@ -107,10 +109,10 @@ class Recipe(Section):
                 'label.by = "simulated" judges by one criterion only, "overall"; '
                 f"reward.criteria are {', '.join(self.reward.criteria)}"
             )
-        if self.label.by == "human" and len(self.criteria) > 1:
+        if self.label.by == "simulated" and self.label.overlap > PANEL_SIZE:
             raise ValueError(
-                'label.by = "human" asks by one criterion, data.criterion; reward.criteria are '
-                f'{", ".join(self.reward.criteria)}. Import judgements by each, with label.by = "none"'
+                f"label.overlap = {self.label.overlap}: the simulated panel has {PANEL_SIZE} annotators, so 1 to "
+                f"{PANEL_SIZE} can judge each"
             )
         if self.data.world and self.sft.demonstrations == "preferred":
             raise ValueError(
@@ -179,10 +181,14 @@ class Recipe(Section):
 
         if self.model.path:
             unused("model.path is set", *all_of(self.model, "model", "path"), *all_of(self.pretrain, "pretrain"))
-        if self.label.by != "simulated":
-            unused(f'label.by is "{self.label.by}"', "label.overlap")
+        if self.label.by == "none":
+            unused('label.by is "none"', "label.overlap")
         if self.label.by != "human":
-            unused(f'label.by is "{self.label.by}"', "label.minimum")
+            unused(f'label.by is "{self.label.by}"', *all_of(self.label, "label", "by", "overlap"))
+        if not self.label.gold:
+            unused("label.gold is empty", "label.gold_share")
+        if not self.label.reward_model:
+            unused("label.reward_model is empty", "label.control_share")
         if self.label.by == "none":
             unused('label.by is "none"', *all_of(self.sample, "sample"))
         if not self.needs_comparisons:

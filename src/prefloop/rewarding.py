@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prefloop.chat import Chat
+from prefloop.chat import Chat, Rendered
 from prefloop.config import RewardSource
 from prefloop.context import Context
 from prefloop.feedback.records import Prompt, content_id
-from prefloop.models.heads import RewardModel
+from prefloop.models.heads import RewardEnsemble, RewardModel
 from prefloop.models.loading import load_reward_model
 from prefloop.rollout.reward import Batched, Reward, RewardFunction, function_reward, model_reward, score_texts
 
@@ -59,12 +59,26 @@ def answer_scores(
     model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str], max_prompt_tokens: int
 ) -> list[float]:
     """A reward model's scores of texts."""
-    sequences = [
+    scores: list[float] = model.score(_sequences(model, prompts, texts, max_prompt_tokens), MAX_TOKENS).tolist()
+    return scores
+
+
+def member_scores(
+    model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str], max_prompt_tokens: int
+) -> list[list[float]]:
+    """The scores by each member of an ensemble; of a single reward model, its own."""
+    sequences = _sequences(model, prompts, texts, max_prompt_tokens)
+    members = model.members if isinstance(model, RewardEnsemble) else (model,)
+    return [member.score(sequences, MAX_TOKENS).tolist() for member in members]
+
+
+def _sequences(
+    model: RewardModel, prompts: Sequence[Prompt], texts: Sequence[str], max_prompt_tokens: int
+) -> list[Rendered]:
+    return [
         model.chat.answered(model.chat.fitted_prompt_ids(prompt, max_prompt_tokens)[1], text)
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    scores: list[float] = model.score(sequences, MAX_TOKENS).tolist()
-    return scores
 
 
 def _model(context: Context, source: RewardSource) -> RewardModel:

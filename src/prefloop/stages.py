@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
-from itertools import count
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from prefloop.chat import Rendered
@@ -22,30 +19,22 @@ from prefloop.config import (
 from prefloop.context import Context, note_cut, sample_responses
 from prefloop.dataset import Pair, judged_pairs
 from prefloop.evaluation.reward_quality import evaluate_reward
-from prefloop.feedback.aggregate import Comparison, Snapshot, comparisons, read_snapshot, snapshot
-from prefloop.feedback.formats import write_sheet
-from prefloop.feedback.records import Completion, Judgement, Message, Prompt, content_id
+from prefloop.feedback.aggregate import Comparison, read_snapshot
+from prefloop.feedback.records import Completion, Message
 from prefloop.judging import answers_of, choose_judge, judged
-from prefloop.labelers.simulated import PANEL, assign, judge
+from prefloop.labelling import annotators, label, snapshot_name
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy, load_policy
 from prefloop.rewarding import rewards_of
-from prefloop.rollout.batch import Rollout
-from prefloop.runs import StageWriter, folder_hash, read_json, read_lines, write_json, write_lines
-from prefloop.seeds import derive
+from prefloop.runs import StageWriter, folder_hash, read_json, write_json, write_lines
 from prefloop.training.comparisons import PreferenceGroup, encode_criteria
 from prefloop.training.direct import train_direct
-from prefloop.training.loop import Metrics
 from prefloop.training.on_policy import Observer
-from prefloop.training.online_dpo import PairJudge, Votes, judge_by_reward, train_online_dpo
+from prefloop.training.online_dpo import judge_by_reward, train_online_dpo
 from prefloop.training.policy_gradient import train_policy_gradient
 from prefloop.training.pretrain import make_policy, train_pretrain
 from prefloop.training.reward import make_reward
 from prefloop.training.sft import train_sft
-
-
-class WaitingForPeopleError(Exception):
-    """The run cannot go on before somebody has judged; the message says how."""
 
 
 def pretrain(context: Context, writer: StageWriter) -> None:
@@ -91,34 +80,6 @@ def sample_answers(context: Context, writer: StageWriter) -> None:
     writer.extra |= {"prompts": len(prompts), "completions": len(unique)}
 
 
-def label(context: Context, writer: StageWriter) -> None:
-    """Let the sampled answers be judged, and freeze the judgements that the run learns from."""
-    recipe = context.recipe
-    ids: list[str] | None = None
-    if recipe.label.by == "none":
-        frozen = snapshot(context.store, recipe.data.criterion)
-    else:
-        items = _items_to_judge(context)
-        made = None
-        if recipe.label.by == "simulated":
-            made = {one.id for _, one in _simulate(context, list(enumerate(items)), context.seed("label"))}
-        ids = [completion.id for _, completions in items for completion in completions]
-        frozen = snapshot(context.store, recipe.data.criterion, ids)
-        if made is not None:  # not what an earlier run with other settings let be said about the same answers
-            frozen = replace(frozen, judgements=tuple(j for j in frozen.judgements if j.id in made))
-        if recipe.label.by == "human" and len(frozen.judgements) < recipe.label.minimum:
-            raise _waiting(context, items, len(frozen.judgements))
-    others = [snapshot(context.store, name, ids) for name in recipe.criteria if name != recipe.data.criterion]
-    for one in (frozen, *others):
-        _check_judged(one)
-        one.write(writer.folder / _snapshot_name(context, one.criterion))
-    hashes = [one.hash for one in (frozen, *others)]
-    writer.extra |= {
-        "snapshot": content_id("snapshots", hashes) if others else frozen.hash,
-        "judgements": sum(len(one.judgements) for one in (frozen, *others)),
-    }
-
-
 def reward(context: Context, writer: StageWriter) -> None:
     train, heldout, _ = _judged_by_criterion(context)
     _train_reward(context, writer, train, heldout, context.recipe.reward, "reward")
@@ -154,7 +115,7 @@ def online_dpo(context: Context, writer: StageWriter) -> None:
     recipe, config = context.recipe, context.recipe.online_dpo
     policy = load_policy(context.run / "sft" / "model")
     if config.judge == "annotators":
-        judge_pairs = _annotators(context, policy)
+        judge_pairs = annotators(context, policy)
     else:
         rewards = rewards_of(context, policy.chat, config.micro_batch_tokens)
         judge_pairs = judge_by_reward(rewards, config.missing_eos_penalty)
@@ -269,118 +230,12 @@ def _judged_by_criterion(context: Context) -> list[list[list[Comparison]]]:
 
 
 def _comparisons(context: Context, criterion: str) -> list[Comparison]:
-    return read_snapshot(context.run / "label" / _snapshot_name(context, criterion)).comparisons()
-
-
-def _snapshot_name(context: Context, criterion: str) -> str:
-    return "snapshot.jsonl" if criterion == context.recipe.data.criterion else f"snapshot-{criterion}.jsonl"
-
-
-def _check_judged(frozen: Snapshot) -> None:
-    if not frozen.judgements:
-        raise ValueError(
-            f"the store has no judgements by the criterion {frozen.criterion!r} (data.criterion, reward.criteria). "
-            'Import comparisons, or let answers be judged (label.by = "human")'
-        )
+    return read_snapshot(context.run / "label" / snapshot_name(context, criterion)).comparisons()
 
 
 def _manifest(context: Context, stage: str) -> dict[str, Any]:
     content: dict[str, Any] = read_json(context.run / stage / "manifest.json")
     return content
-
-
-def _items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
-    """Sampled prompts with at least two different answers."""
-    data = context.data
-    prompts = {prompt.id: prompt for prompt in [*data.train, *data.aside, *data.heldout]}
-    answers: dict[str, list[Completion]] = {}
-    for row in read_lines(context.run / "sample" / "completions.jsonl"):
-        completion = Completion.model_validate(row)
-        answers.setdefault(completion.prompt_id, []).append(completion)
-    return [(prompts[key], found) for key, found in answers.items() if len(found) > 1]
-
-
-def _simulate(
-    context: Context, items: Sequence[tuple[int, tuple[Prompt, list[Completion]]]], seed: int
-) -> list[tuple[int, Judgement]]:
-    """The panel's judgements of numbered items, with the number of what each is about. They go to the store.
-
-    Args:
-        seed: decides who is asked; how they answer belongs to the run.
-    """
-    world = context.world
-    assert world is not None, "checked by the recipe"
-    utility = cache(world.utility)  # several annotators look at the same answer
-    made = [
-        (number, judge(annotator, prompt, completions, utility, context.seed("label")))
-        for (number, (prompt, completions)), annotator in assign(items, PANEL, context.recipe.label.overlap, seed)
-    ]
-    context.store.add(judgement for _, judgement in made)
-    return made
-
-
-def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int) -> WaitingForPeopleError:
-    # Other answers, another sheet: one that is half filled in is never overwritten, nor taken for theirs.
-    sheet = (context.run / f"to-judge-{_manifest(context, 'sample')['key'][:8]}.jsonl").resolve()
-    if not sheet.exists():
-        # In an order by hash: whoever judges only the first rows judges prompts of every split.
-        mixed = sorted(items, key=lambda item: content_id("sheet", item[0].id))
-        write_sheet(sheet, mixed, annotator=user_name(), criterion=context.recipe.data.criterion)
-    return WaitingForPeopleError(
-        f"The answers to {len(items)} prompts wait for somebody's judgement ({found} judged so far, "
-        f"{context.recipe.label.minimum} needed).\n"
-        f'  1. Open {sheet} and set "choice" to "1", "2" or "tie" where you have an opinion.\n'
-        f"  2. In {sheet.parents[2]}: prefloop import {sheet}\n"
-        "  3. Give the command that brought you here once more, where you gave it.\n"
-        "The run goes on where it stopped."
-    )
-
-
-def user_name() -> str:
-    """Who fills in a judging sheet, unless another name is written into it."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container without a user's name
-        return "somebody"
-
-
-def _annotators(context: Context, policy: Policy) -> PairJudge:
-    """The simulated annotators, asked while a policy learns: their judgements go to the store like anybody's."""
-    batches = count(1)
-
-    def ask(asked: Sequence[Prompt], rollout: Rollout, answers: int) -> tuple[list[list[Votes]], Metrics]:
-        batch = next(batches)
-        origin = f"runs/{context.recipe.name}/online_dpo@{batch}"
-        items: list[tuple[Prompt, list[Completion]]] = []
-        places: list[dict[str, int]] = []  # where each text stands among the prompt's answers; twice is one answer
-        for start in range(0, len(asked), answers):
-            found = {policy.chat.text(rollout.responses[start + k]): k for k in reversed(range(answers))}
-            made = [Completion(prompt_id=asked[start].id, text=text, origin=origin) for text in sorted(found)]
-            items.append((asked[start], made))
-            places.append(found)
-        context.store.add(completion for _, made in items for completion in made)
-        # A prompt may come twice in a batch: what was said stays with the answers that it was said of.
-        said: dict[int, list[Judgement]] = {}
-        several = [item for item in enumerate(items) if len(item[1][1]) > 1]
-        for number, judgement in _simulate(context, several, derive(context.seed("label"), batch)):
-            said.setdefault(number, []).append(judgement)
-        votes: list[list[Votes]] = [[] for _ in items]
-        for number, judgements in said.items():
-            prompt, completions = items[number]
-            for comparison in comparisons([prompt], completions, judgements):
-                votes[number] = _votes(comparison, places[number])
-        return votes, {"judgements": sum(map(len, said.values()))}
-
-    return ask
-
-
-def _votes(comparison: Comparison, places: Mapping[str, int]) -> list[Votes]:
-    """A comparison's votes by the answers' places."""
-    wins = {(i, j): count for i, j, count in comparison.wins}
-    return [
-        (places[comparison.texts[i]], places[comparison.texts[j]], wins.get((i, j), 0.0), wins.get((j, i), 0.0))
-        for i, j in sorted({(min(pair), max(pair)) for pair in wins})
-    ]
 
 
 def _observer(context: Context) -> Observer | None:

@@ -16,22 +16,25 @@ from prefloop.config import DataConfig
 from prefloop.console import printable
 from prefloop.context import Context
 from prefloop.dataset import place, prepare
+from prefloop.feedback.assignment import Queue
 from prefloop.feedback.formats import read_file, write_sheet
+from prefloop.feedback.people import user_name
 from prefloop.feedback.records import Completion, Demonstration, Message, Prompt, content_id
 from prefloop.feedback.store import AnyRecord, Store
+from prefloop.feedback.tasks import Batch, Item
 from prefloop.judging import answers_of, choose_judge, judged
+from prefloop.labelling import priorities
 from prefloop.models.loading import load_tokenizer
 from prefloop.policy import Policy, load_policy
 from prefloop.recipes import Recipe
 from prefloop.rollout.sampler import sample
 from prefloop.runs import folder_hash
 from prefloop.seeds import derive
-from prefloop.stages import user_name
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn for people to judge."""
+    """How answers are drawn for people to judge, and how people are asked."""
 
     prompts: int
     answers: int
@@ -39,14 +42,74 @@ class Sampling:
     temperature: float
     max_response_tokens: int
     seed: int
+    overlap: int = 1
+    target: int | None = None
+    """Votes that are enough; None: all."""
+    reward_model: str = ""
+    """Decides which pairs teach most, and come first."""
 
 
-def sample_to_sheet(model: str, store: Store, sheet: Path, data: DataConfig, how: Sampling) -> int:
-    """Answer training prompts with a policy, keep the answers, write a judging sheet; returns its rows."""
+SAMPLED = "sample"
+"""The batch that `prefloop sample` fills."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What came of filling the queue."""
+
+    added: int
+    """Prompts that wait for judgement now and did not before."""
+    done: int
+    target: int | None
+
+
+def sample_to_queue(model: str, store: Store, recipe: Recipe, how: Sampling, sheet: Path | None = None) -> Sampled:
+    """Answer training prompts with a policy, keep the answers, and put them into the queue; or write a judging sheet.
+
+    Nothing is sampled when the target is reached already.
+    """
+    if sheet is not None:
+        _check_sheet(sheet)
+    else:
+        batch = _open_batch(store, recipe, how)
+        if batch.target is not None and batch.done >= batch.target:
+            return Sampled(0, batch.done, batch.target)
+    items = _sample(model, store, recipe.data, how)
+    if sheet is not None:
+        rows = write_sheet(sheet, items, annotator=user_name(), criterion=recipe.data.criterion)
+        return Sampled(rows, 0, None)
+    found = [0.0] * len(items)
+    if how.reward_model:
+        found = priorities(how.reward_model, items, recipe.data.max_prompt_tokens)
+    added = Queue(store).add_items(
+        SAMPLED,
+        [
+            Item(prompt.id, tuple(answer.id for answer in answers), priority)
+            for (prompt, answers), priority in zip(items, found, strict=True)
+        ],
+    )
+    return Sampled(added, batch.done, batch.target)
+
+
+def _check_sheet(sheet: Path) -> None:
     if sheet.exists():
         raise ValueError(f"{sheet} is there already and may hold judgements; name another with --sheet")
     if not sheet.resolve().parent.is_dir():
         raise ValueError(f"{sheet}: there is no folder {sheet.parent}; make it or name another with --sheet")
+
+
+def _open_batch(store: Store, recipe: Recipe, how: Sampling) -> Batch:
+    return Queue(store).open_batch(
+        SAMPLED,
+        criteria=tuple(dict.fromkeys((recipe.data.criterion, *recipe.criteria))),
+        overlap=how.overlap,
+        target=how.target,
+        control_share=recipe.label.control_share,
+    )
+
+
+def _sample(model: str, store: Store, data: DataConfig, how: Sampling) -> list[tuple[Prompt, list[Completion]]]:
+    """Prompts with two or more different answers, which are in the store then."""
     chosen = _next_prompts(store, data, how.prompts)
     policy = load_policy(model)
     room = policy.context - how.max_response_tokens
@@ -80,7 +143,7 @@ def sample_to_sheet(model: str, store: Store, sheet: Path, data: DataConfig, how
         if len(made) > 1:
             items.append((prompt, made))
     store.add(completion for _, made in items for completion in made)
-    return write_sheet(sheet, items, annotator=user_name(), criterion=data.criterion)
+    return items
 
 
 def _next_prompts(store: Store, data: DataConfig, count: int) -> list[Prompt]:
@@ -106,7 +169,7 @@ def evaluate_pair(
             f"the models read at most {context} tokens; data.max_prompt_tokens and evaluate.max_response_tokens "
             f"together need {needed}. Lower one of them"
         )
-    with Store.open(project / "feedback.db", create=False) as store:
+    with Store.of_project(project, create=False) as store:
         data = prepare(recipe, store, folder)
         run = Context(recipe, project / "runs" / recipe.name, data, store)
         referee = choose_judge(run, judge)
@@ -123,7 +186,7 @@ def coloured_examples(model: str, file: Path | None, count: int, loss_on: Litera
     if file is not None:
         records = read_file(file)
     else:
-        with Store.open("feedback.db", create=False) as store:
+        with Store.of_project(Path(), create=False) as store:
             records = [*store.prompts(), *store.demonstrations(), *store.completions()]
     yield Text.assemble("Green is trained on, grey is context. ", ("▁ marks a space, ⏎ a new line.", "dim"))
     yield from (coloured(chat, chat.render(turns, loss_on)) for turns in islice(_conversations(records), count))

@@ -6,6 +6,7 @@ in with what is in it; there are no passwords, and nothing is there by default.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -229,6 +230,14 @@ class People:
             row = self._valid(db, kind, secret)
             person = _find(db, row["person"]) if row else None
         return None if person is None or person.revoked else person
+
+
+def user_name() -> str:
+    """Who sits at this machine."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without a user's name
+        return "somebody"
 
 
 def checked_name(name: str) -> str:

@@ -179,6 +179,10 @@ class Store:
             rows = db.execute(sa.select(GUIDELINES).order_by(GUIDELINES.c.version)).mappings().all()
         return [Guidelines(**{**row, "created": datetime.fromisoformat(row["created"])}) for row in rows]
 
+    def newest_judgement(self) -> int:
+        """A number that grows whenever somebody judges."""
+        return self._end(JUDGEMENTS)
+
     def counts(self) -> Counts:
         """How many records there are; judgements include those that were superseded or retracted."""
         tables = (PROMPTS, COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS)

@@ -55,7 +55,7 @@ def render(run: Run) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["visible"] = visible
-    css, script = _static("report.css"), _static("report.js")
+    css, script = _static("charts.css") + _static("report.css"), _static("report.js")
     sections = [section for section in _sections(run) if section]
     page = environment.get_template("report.html").render(
         run=run,
