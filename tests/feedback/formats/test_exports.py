@@ -22,7 +22,6 @@ from prefloop.feedback.records import (
     Judgement,
     Message,
     Prompt,
-    content_id,
     dense_ranks,
 )
 from prefloop.feedback.store import AnyRecord, Counts, Store
@@ -156,6 +155,10 @@ def round_trip(
 ALTERNATE = [[("user", "assistant")[i % 2] for i in range(2 * n + 1)] for n in range(3)]
 
 
+def everything(_: Said) -> bool:
+    return True
+
+
 def dialogue_carries(said: Said) -> bool:
     texts = [text for _, text in said[0]] + [said[1], said[2]]
     plain = all(text == text.strip() and "Human:" not in text and "Assistant:" not in text for text in texts)
@@ -170,8 +173,8 @@ def alpaca_carries(said: Said) -> bool:
 
 
 CARRIES = {
-    "comparison": lambda said: True,
-    "sharegpt-comparison": lambda said: True,
+    "comparison": everything,
+    "sharegpt-comparison": everything,
     "alpaca-comparison": alpaca_carries,
     "dialogue": dialogue_carries,
     "alpacaeval": lambda said: [role for role, _ in said[0]] == ["user"] and bool(said[0][0][1].strip()),
@@ -237,7 +240,7 @@ def test_demonstrations_come_back(empty: Path, format: Any, records: list[AnyRec
     def shown(store: Store) -> list[Said]:
         asked = {prompt.id: prompt for prompt in store.prompts()}
         found = [(turns(asked[d.prompt_id]), d.text, asked[d.prompt_id].split) for d in store.demonstrations()]
-        keep = alpaca_carries if format.startswith("alpaca") else lambda said: True
+        keep = alpaca_carries if format.startswith("alpaca") else everything
         return list(dict.fromkeys(said for said in found if said[1].strip() and keep(said)))
 
     for one, other, report in round_trip(empty, records, format, ending):
@@ -253,7 +256,7 @@ def test_labels_come_back_and_pairs_with_them(
 ) -> None:
     for one, other, report in round_trip(empty, records, format, ending):
         said, ties = pairs(one)
-        keep = alpaca_carries if format.startswith("alpaca") else lambda said: True
+        keep = alpaca_carries if format.startswith("alpaca") else everything
         carried = Counter({(*key[:3], None, key[4]): 0 for key in said})
         for key, count in said.items():
             carried[(*key[:3], None, key[4])] += count if keep(key) else 0
@@ -289,3 +292,136 @@ def test_a_whole_store_comes_back(empty: Path, records: list[AnyRecord]) -> None
             assert read(other) == read(one)
         counts = one.counts()
         assert report.rows == 1 + counts.prompts + counts.completions + counts.demonstrations + counts.judgements
+
+
+# Labels
+
+
+def test_labels_are_written_again_as_they_came(stored: Store, tmp_path: Path) -> None:
+    """Repeated and contradictory ones too; a pair that they make is not written a second time."""
+    said = [("Q", "a", True), ("Q", "b", False), ("Q", "a", False), ("R", "c", True), ("Q", "a", True)]
+    rows = [{"prompt": prompt, "completion": text, "label": label} for prompt, text, label in said]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    report = import_file(stored, path)
+    assert (report.format, report.added.completions, report.added.judgements) == ("unpaired", 5, 1)
+    assert sum(report.noted.values()) == 3, "without an opposite: a again (false), c, and a again (true)"
+    assert import_file(stored, path).added == Counts()
+    export_file(stored, "unpaired", tmp_path / "out.jsonl")
+    assert rows_of(tmp_path / "out.jsonl") == rows
+    # For those who take pairs, it is one.
+    assert export_file(stored, "comparison", tmp_path / "pairs.jsonl").rows == 1
+
+
+# Files
+
+
+def rows_of(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def one_pair(store: Store, **fields: Any) -> None:
+    prompt = Prompt.of("Q")
+    answers = [Completion(prompt_id=prompt.id, text=text, origin="test") for text in ("=A", "B")]
+    shown = tuple(answer.id for answer in answers)
+    said = Judgement(id="1", prompt_id=prompt.id, annotator="a", source="human", shown=shown, ranks=(1, 2), **fields)
+    store.add([prompt, *answers, said])
+
+
+def test_formulas_are_escaped_in_csv_only(stored: Store, tmp_path: Path) -> None:
+    one_pair(stored)
+    for ending in (".csv", ".jsonl"):
+        export_file(stored, "comparison", tmp_path / f"out{ending}")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["chosen"] for row in csv.DictReader(file)] == ["'=A"]
+    assert rows_of(tmp_path / "out.jsonl")[0]["chosen"] == "=A"
+
+
+def test_the_datasets_library_loads_the_folder(stored: Store, tmp_path: Path) -> None:
+    one_pair(stored, strength=3)
+    export_file(stored, "comparison", tmp_path / "folder")
+    loaded = datasets.load_from_disk(str(tmp_path / "folder"))
+    row = {"prompt": "Q", "chosen": "=A", "rejected": "B", "strength": 3, "criterion": None, "split": None}
+    assert loaded.to_list() == [row]
+    assert loaded.features["strength"].dtype == "int64"
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_nothing_is_overwritten_and_nothing_half_written(stored: Store, tmp_path: Path, ending: str) -> None:
+    one_pair(stored)
+    out = tmp_path / f"out{ending}"
+    out.write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="is there already and was left as it is"):
+        export_file(stored, "comparison", out)
+    assert out.read_text(encoding="utf-8") == "mine"
+    out.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefloop.feedback.formats.exports.trl.write_comparison", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_file(stored, "comparison", out)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".db", ".db-wal", ".db-shm")] == []
+
+
+def test_what_cannot_be_written_is_told(stored: Store, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\.xlsx is no ending of a file that can be written; expected \.jsonl"):
+        export_file(stored, "comparison", tmp_path / "out.xlsx")
+    with pytest.raises(ValueError, match=r"has no columns; name a \.jsonl or \.json file"):
+        export_file(stored, "prefloop", tmp_path / "out.csv")
+    with pytest.raises(ValueError, match="there is no folder"):
+        export_file(stored, "prompt", tmp_path / "no" / "out.csv")
+    with pytest.raises(ValueError, match="unknown format 'chat'; expected one of prefloop, comparison"):
+        export_file(stored, "chat", tmp_path / "out.csv")  # type: ignore[arg-type]
+
+
+def test_guidelines_go_with_the_judgements_that_name_them(stored: Store, empty: Path, tmp_path: Path) -> None:
+    stored.add_guidelines("Be *kind*.", "mia")
+    one_pair(stored, guidelines=1)
+    export_file(stored, "prefloop", tmp_path / "all.jsonl")
+    shutil.copy(empty, tmp_path / "other.db")
+    with Store.open(tmp_path / "other.db") as other:
+        import_file(other, tmp_path / "all.jsonl")
+        assert other.guidelines() == stored.guidelines()
+        assert list(other.judgements()) == list(stored.judgements())
+        assert import_file(other, tmp_path / "all.jsonl").added == Counts()
+    with Store.open(tmp_path / "third.db") as third:
+        third.add_guidelines("Be *brief*.", "mia")
+        with pytest.raises(ValueError, match="guidelines 1 are here already with another text"):
+            import_file(third, tmp_path / "all.jsonl")
+        assert third.counts() == Counts()
+
+
+def test_every_format_has_a_round_trip() -> None:
+    tested = {*CARRIES, "oasst", "prompt", "prefloop", "demonstration", "sharegpt-demonstration"}
+    tested |= {"alpaca-demonstration", "unpaired", "sharegpt-unpaired", "alpaca-unpaired"}
+    assert tested == set(get_args(ExportFormat))
+
+
+# The real file, and one that is not as regular
+
+
+def test_hh_rlhf_goes_in_and_out_unchanged(stored: Store, tmp_path: Path) -> None:
+    if not HH.exists():
+        pytest.skip(f"the hh-rlhf sample is not there: {HH}")
+    import_file(stored, HH)
+    report = export_file(stored, "dialogue", tmp_path / "out.jsonl")
+    assert (report.rows, report.left_out) == (2312, {})
+    assert sum(row != old for row, old in zip(rows_of(tmp_path / "out.jsonl"), rows_of(HH), strict=True)) == 0
+
+
+SPACE = st.text(" \n\t", max_size=3)
+
+
+@quick
+@given(spaces=st.lists(SPACE, min_size=9, max_size=9), lead=st.sampled_from(["", "\n\n", " \n"]))
+def test_odd_spacing_of_a_dialogue_is_kept(empty: Path, spaces: list[str], lead: str) -> None:
+    a, b, c, d, e, f, g, h, i = spaces
+    begin = f"{lead}Human:{a}Hi{b}\n\nAssistant:{c}Yes?{d}\n\nHuman:{e}So{f}"
+    row = {"chosen": f"{begin}\n\nAssistant:{g}Good{h}", "rejected": f"{begin}\n\nAssistant:{i}Bad"}
+    with TemporaryDirectory() as name:
+        shutil.copy(empty, Path(name) / "one.db")
+        (Path(name) / "in.jsonl").write_text(json.dumps(row), encoding="utf-8")
+        with Store.open(Path(name) / "one.db") as store:
+            import_file(store, Path(name) / "in.jsonl")
+            export_file(store, "dialogue", Path(name) / "out.jsonl")
+            assert {answer.text for answer in store.completions()} == {"Good", "Bad"}
+        assert rows_of(Path(name) / "out.jsonl") == [row]
