@@ -25,6 +25,10 @@ from .tables import COMPLETIONS, DEMONSTRATIONS, GUIDELINES, JUDGEMENTS, PROMPTS
 _BATCH = 1000
 """Records per INSERT and rows per page: large enough that a statement's cost vanishes, small in memory."""
 
+_LONG = 100
+"""Batches after which adding is an import of a large file, worth a larger cache."""
+_LARGE_CACHE = -192 * 1024
+"""SQLite's unit: negative KiB. Identifiers are hashes, so that a long import touches all pages at random."""
 _Row = dict[str, Any]
 
 
@@ -114,8 +118,12 @@ class Store:
         stream = iter(records)
         added = Counts()
         with self.database.writing() as db:
-            while batch := list(islice(stream, _BATCH)):
+            usual = _cache(db)
+            for number, batch in enumerate(iter(lambda: list(islice(stream, _BATCH)), [])):
+                if number == _LONG:
+                    _cache(db, _LARGE_CACHE)
                 added += add_records(db, batch)
+            _cache(db, usual)
         return added
 
     # Reading
@@ -222,6 +230,16 @@ def _judgements_by(db: sa.Connection, key: sa.Column[str], values: Iterable[str]
     """Judgements by the value that they have in a column of unique values."""
     rows = _lookup(db, sa.select(JUDGEMENTS), key, set(values))
     return {row._mapping[key.name]: _to_judgement(row._mapping) for row in rows}
+
+
+def _cache(db: sa.Connection, size: int | None = None) -> int | None:
+    """SQLite's cache size as it was; with ``size``, it is changed."""
+    if db.dialect.name != "sqlite":
+        return None
+    before: int = db.exec_driver_sql("PRAGMA cache_size").scalar_one()
+    if size is not None and size != before:
+        db.exec_driver_sql(f"PRAGMA cache_size = {size}")
+    return before
 
 
 # Adding one batch

@@ -10,7 +10,9 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -47,7 +49,7 @@ def open_rows(path: Path) -> Source:
             return Source("row", _numbered(_parquet(path)))
     if path.name.removesuffix(".gz").endswith(".csv"):
         return Source("line", _csv(path))
-    with _bytes(path) as file:
+    with _bytes(path) as file, _whole(path):
         first = file.read(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     return Source("item", _array(path)) if first == b"[" else Source("line", _lines(path))
 
@@ -58,16 +60,22 @@ def _bytes(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path)) if zipped else path.open("rb")
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Around reading: what gzip says of a damaged file is told of the file."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
 def _raw_lines(path: Path) -> Iterator[bytes]:
     """Lines without a byte order mark, in pieces where they are too long to be one."""
-    with _bytes(path) as file:
+    with _bytes(path) as file, _whole(path):
         first = True
-        try:
-            while raw := file.readline(LARGEST):
-                yield raw.removeprefix(codecs.BOM_UTF8) if first else raw
-                first = False
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+        while raw := file.readline(LARGEST):
+            yield raw.removeprefix(codecs.BOM_UTF8) if first else raw
+            first = False
 
 
 def _lines(path: Path) -> Iterator[Numbered]:
@@ -96,7 +104,8 @@ class _Text:
     def grow(self) -> None:
         """Read as much again as is there, so that a long item is not tried over and over."""
         self.text, self.at = self.text[self.at :], 0
-        raw = self._file.read(max(_CHUNK, len(self.text)))
+        with _whole(self._path):
+            raw = self._file.read(max(_CHUNK, len(self.text)))
         self.ended = not raw
         try:
             self.text += self._decoder.decode(raw, final=self.ended)

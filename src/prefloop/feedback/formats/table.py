@@ -70,8 +70,8 @@ def detect(row: Row) -> Format:
     has = row.keys()
     signs: list[tuple[bool, Format]] = [
         ({"answers", "choice"} <= has, "sheet"),
+        (isinstance(row.get("prompt"), dict) and "role" in row["prompt"], "oasst"),
         (whole.is_record(row), "prefloop"),
-        (isinstance(row.get("prompt"), dict), "oasst"),
         ({"output_1", "output_2"} <= has, "alpacaeval"),
         ("conversations" in has, "sharegpt"),
         ("instruction" in has, "alpaca"),
