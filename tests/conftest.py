@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before anything imports transformers: a test that asks the hub for a model fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from tests.databases import Server, running_server
+
+from prefloop.feedback.store import Store
 
 # Shapes are checked on every call, under pytest only; an int is good enough where a float is asked for.
 install_import_hook(
@@ -22,6 +28,39 @@ install_import_hook(
 # The same examples on every run, however slow the machine is.
 settings.register_profile("prefloop", deadline=None, derandomize=True)
 settings.load_profile("prefloop")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with today's tables; copied, which is quicker than the migrations."""
+    path = tmp_path_factory.mktemp("template") / "feedback.db"
+    Store.open(path).close()
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | Path]:
+    """Where an empty store is: a test that asks for it runs on both kinds of database."""
+    if request.param == "sqlite":
+        template: Path = request.getfixturevalue("empty_sqlite")
+        yield Path(shutil.copy(template, tmp_path / "feedback.db"))
+        return
+    server: Server = request.getfixturevalue("postgres")
+    with server.lend() as url:
+        yield url
+
+
+@pytest.fixture
+def store(place: str | Path) -> Iterator[Store]:
+    """An empty store, on both kinds of database."""
+    with Store.open(place) as store:
+        yield store
 
 
 @pytest.fixture(scope="session", autouse=True)

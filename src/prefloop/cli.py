@@ -163,7 +163,7 @@ def import_(
         if not file.is_file() and not saved:
             problem = "is a folder; name the files in it" if file.is_dir() else "there is no such file"
             raise ValueError(f"{file}: {problem}")
-    with Store.of_project(Path()) as store:
+    with Store.of_project(Path.cwd()) as store:
         for file in files:
             report = import_file(store, file, format, skip_bad=skip_bad)
             added = report.added
@@ -251,7 +251,7 @@ def sample(
     # The recipe says which prompts are held out and what people are asked.
     loaded = load_recipe(recipe) if recipe.exists() or recipe != Path("prefloop.toml") else Recipe()
     how = Sampling(prompts, answers, temperature, max_response_tokens, seed, overlap, target, reward)
-    with Store.of_project(Path(), create=False) as store:
+    with Store.of_project(Path.cwd(), create=False) as store:
         made = sample_to_queue(model, store, loaded, how, sheet)
     if sheet is not None:
         _say(

@@ -64,12 +64,17 @@ def sample_answers(context: Context, writer: StageWriter) -> None:
     prompts = [*learnt, *data.heldout[: config.heldout]]
     rollout = sample_responses(context, policy, prompts, config, "sample", config.answers)
     origin = f"runs/{recipe.name}/sft@{folder_hash(context.run / 'sft' / 'model')}"
+    settings = {
+        "temperature": config.temperature,
+        "max_response_tokens": config.max_response_tokens,
+        "seed": recipe.seed,
+    }
     completions = [
         Completion(
             prompt_id=prompts[row // config.answers].id,
             text=policy.chat.text(ids),
             origin=origin,
-            metadata={"temperature": config.temperature, "sample": row % config.answers, "seed": recipe.seed},
+            metadata={**settings, "sample": row % config.answers},
         )
         for row, ids in enumerate(rollout.responses)
     ]

@@ -128,6 +128,11 @@ def _sample(model: str, store: Store, data: DataConfig, how: Sampling) -> list[t
         answers=how.answers,
     )
     origin = f"{model}@{folder_hash(Path(model))}" if Path(model).is_dir() else model
+    settings = {
+        "temperature": how.temperature,
+        "max_response_tokens": how.max_response_tokens,
+        "seed": how.seed,
+    }
     items: list[tuple[Prompt, list[Completion]]] = []
     for index, prompt in enumerate(chosen):
         texts = {policy.chat.text(rollout.responses[index * how.answers + k]): k for k in range(how.answers)}
@@ -136,7 +141,7 @@ def _sample(model: str, store: Store, data: DataConfig, how: Sampling) -> list[t
                 prompt_id=prompt.id,
                 text=text,
                 origin=origin,
-                metadata={"temperature": how.temperature, "sample": k, "seed": how.seed},
+                metadata={**settings, "sample": k},
             )
             for text, k in texts.items()
         ]
@@ -186,7 +191,7 @@ def coloured_examples(model: str, file: Path | None, count: int, loss_on: Litera
     if file is not None:
         records = read_file(file)
     else:
-        with Store.of_project(Path(), create=False) as store:
+        with Store.of_project(Path.cwd(), create=False) as store:
             records = [*store.prompts(), *store.demonstrations(), *store.completions()]
     yield Text.assemble("Green is trained on, grey is context. ", ("▁ marks a space, ⏎ a new line.", "dim"))
     yield from (coloured(chat, chat.render(turns, loss_on)) for turns in islice(_conversations(records), count))

@@ -1,23 +1,26 @@
 """The store: what goes in comes out, nothing else goes in, and nothing that was said is ever changed."""
 
+import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.databases import Server
 
-from prefloop.feedback import database, tables
+from prefloop.feedback import database
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Message, Prompt, dense_ranks
 from prefloop.feedback.store import AnyRecord, Counts, Store
 
@@ -45,10 +48,23 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Store]:
+def store(store: Store) -> Store:
+    store.add([PROMPT, *ANSWERS])
+    return store
+
+
+@pytest.fixture
+def file(path: Path) -> Iterator[Store]:
+    """A store of SQLite's, for what is SQLite's only."""
     with Store.open(path) as store:
         store.add([PROMPT, *ANSWERS])
         yield store
+
+
+@pytest.fixture
+def database_url(postgres: Server) -> str:
+    """A database of PostgreSQL's without tables."""
+    return postgres.create()
 
 
 def ids(store: Store, **how: Any) -> list[str]:
@@ -93,16 +109,41 @@ def record_sets(draw: st.DrawFn) -> list[AnyRecord]:
     ]
 
 
+@contextmanager
+def sqlite_store(server: Server, template: Path) -> Iterator[Store]:
+    with TemporaryDirectory() as folder, Store.open(shutil.copy(template, folder)) as store:
+        yield store
+
+
+@contextmanager
+def postgres_store(server: Server, template: Path) -> Iterator[Store]:
+    with server.lend() as url, Store.open(url) as store:
+        yield store
+
+
+@pytest.mark.parametrize("fresh", [sqlite_store, postgres_store])
 @settings(max_examples=40, deadline=None)
-@given(record_sets())
-def test_round_trip(records: list[AnyRecord]) -> None:
-    with TemporaryDirectory() as folder, Store.open(Path(folder) / "feedback.db") as store:
+@given(records=record_sets())
+def test_round_trip(fresh: Any, postgres: Server, empty_sqlite: Path, records: list[AnyRecord]) -> None:
+    with fresh(postgres, empty_sqlite) as store:
         added = store.add(records)
         assert added == store.counts() == Counts(1, len(records) - 3, 1, 1)
         read = [*store.prompts(), *store.completions(), *store.demonstrations(), *store.judgements()]
         assert read == records
         assert store.add(records) == Counts(), "adding again adds nothing"
         assert store.counts() == added
+
+
+@pytest.mark.parametrize("text", ["\0", "\x1a", "\x1a0", "\0\x1a1\0", "\U0010ffff\ufffe", "ä\u0301\u202e"])
+def test_odd_texts(store: Store, text: str) -> None:
+    prompt = Prompt.of(text, metadata={text: text})
+    answers = [Completion(prompt_id=prompt.id, text=t, origin=text) for t in (text, text + text)]
+    odd = judgement(text, prompt_id=prompt.id, shown=tuple(a.id for a in answers), reason=text, flags=(text,))
+    later = odd.model_copy(update={"id": "later", "supersedes": text})
+    store.add([prompt, *answers, odd, later])
+    assert next(store.judgements(effective=False)) == odd
+    assert list(store.judgements()) == [later]
+    assert list(store.completions([prompt.id])) == answers
 
 
 def test_order_of_insertion_across_pages(store: Store) -> None:
@@ -224,7 +265,7 @@ def test_a_failure_half_way_leaves_nothing(store: Store) -> None:
     assert store.add([Prompt.of("0")]) == Counts(prompts=1), "the lock was let go"
 
 
-def test_a_killed_writer_leaves_nothing(path: Path) -> None:
+def test_a_killed_writer_leaves_nothing(place: str | Path) -> None:
     program = textwrap.dedent("""
         import os, sys
         from prefloop.feedback.records import Prompt
@@ -234,8 +275,8 @@ def test_a_killed_writer_leaves_nothing(path: Path) -> None:
             os._exit(9)
         Store.open(sys.argv[1]).add(records())
     """)
-    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 9
-    with Store.open(path, create=False) as store:
+    assert subprocess.run([sys.executable, "-c", program, str(place)], check=False).returncode == 9
+    with Store.open(place, create=False) as store:
         assert store.counts() == Counts()
 
 
@@ -248,25 +289,45 @@ def test_a_killed_writer_leaves_nothing(path: Path) -> None:
         "UPDATE completions SET text = 'changed'",
         "DELETE FROM completions",
         "INSERT OR REPLACE INTO completions SELECT * FROM completions",
+        "UPDATE guidelines SET text = 'changed'",
+        "DELETE FROM guidelines",
+        "INSERT OR REPLACE INTO guidelines SELECT * FROM guidelines",
     ],
 )
-def test_the_file_itself_refuses_changes(store: Store, path: Path, statement: str) -> None:
-    store.add([judgement("a")])
+def test_the_file_itself_refuses_changes(file: Store, path: Path, statement: str) -> None:
+    file.add([judgement("a")])
+    told = file.add_guidelines("Be kind.", "ann")
     with closing(sqlite3.connect(path)) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
         other.execute(statement)
-    assert list(store.judgements()) == [judgement("a")]
-    assert tuple(store.completions()) == ANSWERS
+    assert list(file.judgements()) == [judgement("a")]
+    assert tuple(file.completions()) == ANSWERS
+    assert file.guidelines() == [told]
+
+
+@pytest.mark.parametrize("table", ["judgements", "completions", "guidelines"])
+@pytest.mark.parametrize("change", ["UPDATE {} SET seq = seq", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
+def test_the_server_itself_refuses_changes(database_url: str, table: str, change: str) -> None:
+    with Store.open(database_url) as store:
+        store.add([PROMPT, *ANSWERS, judgement("a")])
+        told = store.add_guidelines("Be kind.", "ann")
+        column = "version = version" if table == "guidelines" else "seq = seq"
+        statement = change.format(table).replace("seq = seq", column)
+        with psycopg.connect(database_url) as other, pytest.raises(psycopg.Error, match="append-only"):
+            other.execute(statement)
+        assert list(store.judgements()) == [judgement("a")]
+        assert tuple(store.completions()) == ANSWERS
+        assert store.guidelines() == [told]
 
 
 # Several at once
 
 
-def test_two_writers_wait_for_each_other(path: Path, store: Store) -> None:
+def test_two_writers_wait_for_each_other(place: str | Path, store: Store) -> None:
     failures: list[BaseException] = []
 
     def write(name: str) -> None:
         try:
-            with Store.open(path) as mine:
+            with Store.open(place) as mine:
                 for i in range(40):
                     mine.add([judgement(f"{name}{i}"), judgement(f"both{i}")])
         except BaseException as error:
@@ -281,48 +342,50 @@ def test_two_writers_wait_for_each_other(path: Path, store: Store) -> None:
     assert sorted(ids(store)) == sorted(f"{name}{i}" for name in ("a", "b", "both") for i in range(40))
 
 
-def test_a_writer_that_waits_in_vain_says_so(path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_waits_in_vain_says_so(
+    place: str | Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-    with Store.open(path) as impatient, store.database.writing():
+    with Store.open(place) as impatient, store.database.writing():
         assert impatient.counts() == Counts(1, 3, 0, 0), "readers do not wait"
         with pytest.raises(TimeoutError, match="held by another writer"):
             impatient.add([OTHER])
+        with pytest.raises(TimeoutError, match="held by another writer"):  # another thread of the same store
+            store.add([OTHER])
 
 
-def test_a_new_file_opened_by_several_processes(path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_new_database_opened_by_several_processes(path: Path, database_url: str, kind: str) -> None:
+    place = str(path) if kind == "sqlite" else database_url
     program = "import sys; from prefloop.feedback.store import Store; Store.open(sys.argv[1]).close()"
-    running = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(3)]
+    running = [subprocess.Popen([sys.executable, "-c", program, place]) for _ in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
-    with Store.open(path, create=False) as store:
+    with Store.open(place, create=False) as store:
         assert store.counts() == Counts()
 
 
 # Opening
 
 
-def test_the_migrations_make_the_tables_of_the_code(store: Store) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    folder = Path(database.__file__).parent / "migrations"
-    assert ScriptDirectory(str(folder)).get_current_head() == database.SCHEMA
-    with store.database.reading() as db:
-        context = MigrationContext.configure(db, opts={"version_table": database.VERSION_TABLE})
-        assert compare_metadata(context, tables.METADATA) == []
-
-
-def test_settings_of_the_connection(store: Store) -> None:
-    with store.database.reading() as db:
+def test_settings_of_the_connection(file: Store) -> None:
+    with file.database.reading() as db:
         values = [db.scalar(sa.text(f"PRAGMA {name}")) for name in ("journal_mode", "foreign_keys", "busy_timeout")]
     assert values == ["wal", 1, 30000]
 
 
-def test_a_newer_schema_is_not_touched(store: Store, path: Path) -> None:
-    with closing(sqlite3.connect(path)) as other, other:
-        other.execute(f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'")
+def test_settings_of_the_servers_connection(postgres: Server, database_url: str) -> None:
+    with Store.open(database_url) as store, store.database.reading() as db:
+        values = [db.scalar(sa.text(f"SHOW {name}")) for name in ("lock_timeout", "timezone")]
+    assert values == ["30s", "UTC"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_newer_schema_is_not_touched(path: Path, database_url: str, kind: str) -> None:
+    place = str(path) if kind == "sqlite" else database_url
+    with Store.open(place) as store, store.database.writing() as db:
+        db.execute(sa.text(f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(ValueError, match=r"schema 9999, .* upgrade prefloop"):
-        Store.open(path)
+        Store.open(place)
 
 
 def test_a_file_that_is_no_database(path: Path) -> None:
@@ -333,11 +396,20 @@ def test_a_file_that_is_no_database(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_database_of_something_else(path: Path) -> None:
+def test_a_database_of_something_else(path: Path, database_url: str) -> None:
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("CREATE TABLE invoices (id INTEGER)")
-    with pytest.raises(ValueError, match="database of something else; it has the tables invoices"):
-        Store.open(path)
+    with psycopg.connect(database_url) as another:
+        another.execute("CREATE TABLE invoices (id INTEGER)")
+    for place in (path, database_url):
+        with pytest.raises(ValueError, match="database of something else; it has the tables invoices"):
+            Store.open(place)
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot open postgresql://ann:\*\*\*@/x.* as a prefloop database") as told:
+        Store.open(f"postgresql://ann:hidden@/x?host={tmp_path}")
+    assert "hidden" not in str(told.value)
 
 
 def test_where_there_is_nothing_to_open(tmp_path: Path) -> None:
@@ -354,9 +426,21 @@ def test_where_there_is_nothing_to_open(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_url_names_a_file(path: Path, store: Store) -> None:
+def test_a_url_names_a_file(path: Path, file: Store) -> None:
     with Store.open(f"sqlite:///{path}", create=False) as same:
-        assert same.counts() == store.counts()
+        assert same.counts() == file.counts()
+
+
+def test_a_projects_store_is_where_the_environment_says(
+    place: str | Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    with Store.of_project(folder) as own:
+        assert own.counts() == Counts()
+    monkeypatch.setenv(database.ENVIRONMENT, str(place))
+    with Store.of_project(folder) as elsewhere:
+        assert elsewhere.counts() == store.counts() != Counts()
 
 
 def test_feedback_does_not_import_torch_or_alembic() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from .records import content_id
-from .tables import BATCHES, ITEMS, OPEN, TASKS
+from .tables import BATCHES, ITEMS, LEASED, OPEN, TASKS
+
+Arm = Literal["priority", "control", "gold"]
+Row = dict[str, Any]
 
 
 def open_batches() -> sa.Select[Any]:
@@ -17,58 +21,76 @@ def open_batches() -> sa.Select[Any]:
     return sa.select(BATCHES).where(~BATCHES.c.closed).order_by(BATCHES.c.seq)
 
 
-def arms(batch: sa.RowMapping, annotator: str, number: int) -> Iterator[str]:
-    """How the item of this place in a person's series is chosen; the next where there is none of that kind."""
-    if _is_gold(batch, annotator, number):
-        yield "gold"
-    if uniform("control", annotator, number) < batch["control_share"]:
-        yield "control"
-    else:
-        yield "priority"
+def arm_of(batch: sa.RowMapping, gold: object, lot: float) -> Arm:
+    """The part of its batch that a new item belongs to."""
+    if gold is not None:
+        return "gold"
+    return "control" if lot < batch["control_share"] else "priority"
+
+
+def left_lying(db: sa.Connection, tasks: sa.Select[Any], annotator: str) -> list[Row]:
+    """Those of ``tasks`` (joined with their items) that ran out on this person and that nobody else has taken."""
+    mine = tasks.where(TASKS.c.annotator == annotator, TASKS.c.state == "expired", OPEN)
+    return [dict(row) for row in db.execute(mine.order_by(TASKS.c.number)).mappings()]
+
+
+def candidate(db: sa.Connection, batch: sa.RowMapping, annotator: str, number: int) -> sa.RowMapping | None:
+    """The item that comes at place ``number`` of a person's series; None when the batch has no more for them.
+
+    A gold item comes before an ordinary one, never after the last: there it would be known for what it is.
+    """
+    arms: list[Arm] = ["priority", "control"]
+    if uniform("control", batch["salt"], annotator, number) < batch["control_share"]:
+        arms.reverse()
+    found = next((item for arm in arms if (item := _first(db, batch, annotator, arm)) is not None), None)
+    if found is not None and _is_gold(batch, annotator, number):
+        found = _first(db, batch, annotator, "gold") or found
+    return found
+
+
+def _first(db: sa.Connection, batch: sa.RowMapping, annotator: str, arm: Arm) -> sa.RowMapping | None:
+    found = sa.select(ITEMS).where(ITEMS.c.batch == batch["seq"], ITEMS.c.arm == arm, OPEN, ~_had(annotator))
+    return db.execute(found.order_by(ITEMS.c.place.desc(), ITEMS.c.lot.desc()).limit(1)).mappings().first()
+
+
+def _had(annotator: str) -> sa.ColumnElement[bool]:
+    return sa.exists().where(TASKS.c.annotator == annotator, TASKS.c.key == ITEMS.c.key)
 
 
 def _is_gold(batch: sa.RowMapping, annotator: str, number: int) -> bool:
-    return uniform("gold", annotator, number) < batch["gold_share"]
+    return uniform("gold", batch["salt"], annotator, number) < batch["gold_share"]
 
 
-def candidate(db: sa.Connection, batch: sa.RowMapping, annotator: str, arm: str) -> sa.RowMapping | None:
-    query = sa.select(ITEMS).where(ITEMS.c.batch == batch["seq"], ~_was_asked(annotator))
-    if arm == "gold":
-        query = query.where(ITEMS.c.gold.is_not(None)).order_by(ITEMS.c.lot)
-    elif arm == "control":
-        query = query.where(OPEN).order_by(ITEMS.c.lot)
-    else:
-        query = query.where(OPEN).order_by(ITEMS.c.priority.desc(), ITEMS.c.lot)
-    # On PostgreSQL: an item that somebody is being given at this moment is passed over, not waited for.
-    return db.execute(query.limit(1).with_for_update(skip_locked=True, of=ITEMS)).mappings().first()
+def open_to(
+    db: sa.Connection, batch: sa.RowMapping, annotator: str, most: int, earlier: Sequence[sa.RowMapping] = ()
+) -> int:
+    """How many new ordinary items of the batch there are for this person, counted up to ``most``.
+
+    Items that are open in ``earlier`` batches too are left out: they are judged there.
+    """
+    found = sa.select(sa.literal(1)).select_from(ITEMS).where(ITEMS.c.batch == batch["seq"], OPEN, ~_had(annotator))
+    found = found.where(ITEMS.c.arm.in_(("priority", "control")))
+    if earlier:
+        twin = ITEMS.alias("twin")
+        same = (twin.c.key == ITEMS.c.key, twin.c.batch.in_([row["seq"] for row in earlier]))
+        found = found.where(~sa.exists().where(*same, twin.c.free > 0, twin.c.arm != "gold"))
+    return db.scalar(sa.select(sa.func.count()).select_from(found.limit(most).subquery())) or 0
 
 
-def _was_asked(annotator: str) -> sa.ColumnElement[bool]:
-    """An item that this person has had; one whose lease ran out is asked again."""
-    return sa.exists().where(TASKS.c.annotator == annotator, TASKS.c.key == ITEMS.c.key, TASKS.c.state != "expired")
-
-
-def open_to(db: sa.Connection, batch: sa.RowMapping, annotator: str, most: int) -> int:
-    """How many items of the batch this person could be asked about, counted up to ``most``."""
-    found = sa.select(sa.literal(1)).select_from(ITEMS)
-    found = found.where(ITEMS.c.batch == batch["seq"], OPEN, ~_was_asked(annotator)).limit(most)
-    return db.scalar(sa.select(sa.func.count()).select_from(found.subquery())) or 0
-
-
-def room(db: sa.Connection, batch: sa.RowMapping) -> int:
+def room(db: sa.Connection, batch: sa.RowMapping) -> float:
     """How many more leases the batch's target leaves room for."""
-    leased = sa.select(sa.func.count()).where(
-        TASKS.c.batch == batch["seq"], TASKS.c.state == "leased", TASKS.c.arm != "gold"
-    )
+    if batch["target"] is None:
+        return math.inf
+    leased = sa.select(sa.func.count()).where(TASKS.c.batch == batch["seq"], LEASED, TASKS.c.arm != "gold")
     return max(0, batch["target"] - batch["done"] - (db.scalar(leased) or 0))
 
 
 def gold_among(db: sa.Connection, batch: sa.RowMapping, annotator: str, number: int, ordinary: int) -> int:
-    """How many gold items come between the next ``ordinary`` ones."""
+    """How many gold items come before the last of the next ``ordinary`` ones, the first of them at ``number``."""
     if batch["gold_share"] == 0 or ordinary == 0:
         return 0
     unseen = sa.select(sa.func.count()).select_from(ITEMS)
-    unseen = unseen.where(ITEMS.c.batch == batch["seq"], ITEMS.c.gold.is_not(None), ~_was_asked(annotator))
+    unseen = unseen.where(ITEMS.c.batch == batch["seq"], ITEMS.c.arm == "gold", OPEN, ~_had(annotator))
     left, gold = db.scalar(unseen) or 0, 0
     while ordinary > 0:
         if gold < left and _is_gold(batch, annotator, number):

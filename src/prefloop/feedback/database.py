@@ -1,9 +1,10 @@
 """Opening a database and its transactions: SQLite in a file, PostgreSQL by URL. The tables are in `tables`.
 
-Writers of what is append-only take turns, on either kind: then the order of ``seq`` is the order of commits, and a
-reader who stops at the newest ``seq`` misses nothing. On SQLite that is ``BEGIN IMMEDIATE``, with a lock in front of
-it for the threads of one process (SQLite's own waiting is polling); on PostgreSQL an advisory lock, held until the
-commit is seen.
+Writers take turns, on either kind: then the order of ``seq`` is the order of commits, a reader who stops at the
+newest ``seq`` misses nothing, and the queue's rules need no other locks. On SQLite that is ``BEGIN IMMEDIATE``, on
+PostgreSQL an advisory lock, held until the commit is seen. The threads of one process wait in front of it: SQLite
+itself waits by polling, and on PostgreSQL every waiting transaction would hold a connection. A turn takes
+milliseconds; a large import makes all others wait.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -50,36 +51,15 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """The one transaction that adds records; TimeoutError when another one does not let go."""
-        with ExitStack() as stack:
-            stack.enter_context(self._refusals())
-            if not self.is_postgres:
-                stack.enter_context(self._our_turn())
-            try:
-                db = stack.enter_context(self.engine.execution_options(writing=True).begin())
-                if self.is_postgres:
-                    db.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY)))
-            except OperationalError as error:
-                if not _is_busy(error):
-                    raise
-                raise self._held() from error
-            yield db
+        """The one transaction that changes something; TimeoutError when another one does not let go.
 
-    @contextmanager
-    def leasing(self) -> Iterator[sa.Connection]:
-        """A transaction that changes states and adds no records: on PostgreSQL there may be many at once."""
-        if not self.is_postgres:
-            with self.writing() as db:
-                yield db
-            return
-        with self._refusals():
-            try:
-                with self.engine.begin() as db:
-                    yield db
-            except OperationalError as error:
-                if not _is_busy(error):
-                    raise
-                raise self._held() from error
+        It ends with the block and is on disk then. Nothing else is written meanwhile, by no thread and no process, so
+        what was read in it is still true when it is committed.
+        """
+        with self._our_turn(), self._told(), self.engine.execution_options(writing=True).begin() as db:
+            if self.is_postgres:
+                db.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY)))
+            yield db
 
     @contextmanager
     def _our_turn(self) -> Iterator[None]:
@@ -91,11 +71,16 @@ class Database:
             self._turn.release()
 
     @contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _told(self) -> Iterator[None]:
+        """What the database refuses, in words for the user."""
         try:
             yield
         except DataError as error:
             raise ValueError(f"{self.name} does not take this: {str(error.orig).strip()}") from error
+        except OperationalError as error:
+            if _is_busy(error):
+                raise self._held() from error
+            raise
 
     def _held(self) -> TimeoutError:
         return TimeoutError(
@@ -105,7 +90,7 @@ class Database:
 
 def _is_busy(error: OperationalError) -> bool:
     told = str(error.orig)
-    return "locked" in told or "lock timeout" in told or "deadlock" in told
+    return "locked" in told or "lock timeout" in told
 
 
 def place_of(folder: Path) -> str | Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import secrets
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -83,18 +84,18 @@ class People:
     def ensure(self, name: str, role: Role) -> Person:
         """The person of that name, made with ``role`` if there is none."""
         name = checked_name(name)
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             return _find(db, name) or self._make(db, name, role)
 
     def revoke(self, name: str) -> None:
-        """From now on this person may do nothing; their sessions and tokens end. LookupError: there is none."""
-        with self._database.leasing() as db:
+        """From now on this person may do nothing: sessions, tokens and invites of theirs end. LookupError: no such."""
+        with self._database.writing() as db:
             self._change(db, name, moment(self._now()))
-            db.execute(self._ending().where(SECRETS.c.person == name, SECRETS.c.kind != "invite"))
+            db.execute(self._ending().where(sa.or_(SECRETS.c.person == name, SECRETS.c.author == name)))
 
     def restore(self, name: str) -> None:
         """Undo `revoke`; they sign in anew."""
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             self._change(db, name, None)
 
     # Invites
@@ -104,9 +105,9 @@ class People:
         if role not in get_args(Role):
             raise ValueError(f"role {role!r} is not one of {', '.join(get_args(Role))}")
         name = checked_name(name) if name else ""
-        if name and self.find(name):
-            raise ValueError(f"there is somebody called {name!r} already; choose another name")
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
+            if name:
+                _check_new(db, name)
             row, secret = self._add(db, "invite", label=name, author=author, days=days, role=role)
         return _invite(row), secret
 
@@ -120,13 +121,12 @@ class People:
 
     def accept(self, secret: str, name: str) -> Person:
         """Make the person whom an invite is for; once. ValueError says why it cannot be."""
-        with self._database.leasing() as db:
-            row = self._valid(db, "invite", secret, lock=True)
+        with self._database.writing() as db:
+            row = self._valid(db, "invite", secret)
             if row is None:
                 raise ValueError("this invite is unknown, used or too old; ask for a new one")
             name = row["label"] or checked_name(name)
-            if _find(db, name):
-                raise ValueError(f"there is somebody called {name!r} already; choose another name")
+            _check_new(db, name)
             person = self._make(db, name, row["role"])
             db.execute(self._ending().where(SECRETS.c.seq == row["seq"]).values(person=name))
         return person
@@ -135,13 +135,14 @@ class People:
 
     def start_session(self, name: str, hours: float = 24 * 7) -> str:
         """A new session's secret, for a person who is not revoked."""
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             self._check_active(db, name)
-            db.execute(sa.delete(SECRETS).where(SECRETS.c.kind == "session", SECRETS.c.expires < moment(self._now())))
+            over = sa.or_(SECRETS.c.expires < moment(self._now()), SECRETS.c.ended.is_not(None))
+            db.execute(sa.delete(SECRETS).where(SECRETS.c.kind == "session", over))
             return self._add(db, "session", person=name, author=name, days=hours / 24)[1]
 
     def end_session(self, secret: str) -> None:
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             db.execute(self._ending().where(SECRETS.c.hash == _hash(secret), SECRETS.c.kind == "session"))
 
     def signed_in(self, secret: str) -> Person | None:
@@ -150,7 +151,7 @@ class People:
 
     def make_token(self, name: str, label: str, days: float | None = None) -> tuple[Token, str]:
         """A token for scripts and its secret, which nobody can read again."""
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             self._check_active(db, name)
             row, secret = self._add(db, "token", person=name, author=name, label=label, days=days)
         return _token(row), secret
@@ -212,18 +213,18 @@ class People:
         return sa.update(SECRETS).where(SECRETS.c.ended.is_(None)).values(ended=moment(self._now()))
 
     def _end(self, id: str, kind: _Kind) -> None:
-        with self._database.leasing() as db:
+        with self._database.writing() as db:
             if db.execute(self._ending().where(SECRETS.c.id == id, SECRETS.c.kind == kind)).rowcount == 0:
                 raise LookupError(f"there is no {kind} {id!r} that could be ended")
 
-    def _valid(self, db: sa.Connection, kind: _Kind, secret: str, lock: bool = False) -> sa.RowMapping | None:
+    def _valid(self, db: sa.Connection, kind: _Kind, secret: str) -> sa.RowMapping | None:
         query = sa.select(SECRETS).where(
             SECRETS.c.hash == _hash(secret),
             SECRETS.c.kind == kind,
             SECRETS.c.ended.is_(None),
             sa.or_(SECRETS.c.expires.is_(None), SECRETS.c.expires > moment(self._now())),
         )
-        return db.execute(query.with_for_update() if lock else query).mappings().first()
+        return db.execute(query).mappings().first()
 
     def _owner(self, kind: _Kind, secret: str) -> Person | None:
         with self._database.reading() as db:
@@ -242,7 +243,7 @@ def user_name() -> str:
 
 def checked_name(name: str) -> str:
     """A name as it is kept; ValueError for one that nobody could read or type."""
-    name = " ".join(name.split())
+    name = unicodedata.normalize("NFC", " ".join(name.split()))
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
         raise ValueError(f"a name has 1 to {_LONGEST_NAME} printable characters; got {name!r:.100}")
     return name
@@ -255,6 +256,11 @@ def _hash(secret: str) -> str:
 def _find(db: sa.Connection, name: str) -> Person | None:
     row = db.execute(sa.select(PEOPLE).where(PEOPLE.c.name == name)).mappings().first()
     return _person(row) if row else None
+
+
+def _check_new(db: sa.Connection, name: str) -> None:
+    if _find(db, name):
+        raise ValueError(f"there is somebody called {name!r} already; choose another name")
 
 
 def _person(row: Any) -> Person:

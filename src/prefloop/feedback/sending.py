@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -50,6 +51,8 @@ def _check_submission(task: Task, submission: Submission) -> None:
     for verdict in submission.verdicts:
         if len(verdict.ranks) != len(task.shown):
             raise ValueError(f"{len(task.shown)} answers were shown; got {len(verdict.ranks)} ranks")
+    if submission.seconds is not None and not 0 <= submission.seconds < math.inf:
+        raise ValueError(f"seconds is how long it took, 0 or more; got {submission.seconds}")
     strange = [flag for flag in submission.flags if flag not in FLAGS]
     if strange:
         raise ValueError(f"unknown flags {strange!r:.200}; allowed are {', '.join(FLAGS)}")

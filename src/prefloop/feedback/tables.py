@@ -153,6 +153,7 @@ BATCHES = sa.Table(
     METADATA,
     _seq(),
     sa.Column("name", Text, nullable=False, unique=True),
+    sa.Column("salt", sa.String(32), nullable=False),  # told to nobody: what is drawn by hash is drawn with it
     _json("criteria"),
     sa.Column("overlap", sa.Integer, nullable=False),
     sa.Column("target", sa.Integer),
@@ -174,23 +175,25 @@ ITEMS = sa.Table(
     sa.Column("prompt_id", sa.String(32), sa.ForeignKey("prompts.id"), nullable=False),
     _json("completions"),
     _json("gold", nullable=True),
+    # gold; control: drawn by hash for the random sample; priority: the others. Fixed when the item is added.
+    sa.Column("arm", sa.String(16), nullable=False),
     sa.Column("priority", sa.Float, nullable=False),
-    sa.Column("lot", sa.Float, nullable=False),  # a hash in [0, 1): the order of the control group
-    sa.Column("free", sa.Integer, nullable=False),  # how many more people may be asked
+    sa.Column("lot", sa.Float, nullable=False),  # a hash in [0, 1)
+    sa.Column("place", sa.Float, nullable=False),  # highest first within the arm: the priority, or the lot
+    # The overlap less the tasks that are leased or done, below 0 after a late send; a gold item stays at the overlap.
+    sa.Column("free", sa.Integer, nullable=False),
     sa.UniqueConstraint("batch", "key"),
 )
-OPEN = sa.literal_column("items.free > 0 AND items.gold IS NULL", sa.Boolean)
-"""Items that somebody may be asked about; written out, so that SQLite sees that the indexes below serve."""
-_OPEN = sa.text("free > 0 AND gold IS NULL")
+OPEN = sa.literal_column("items.free > 0", sa.Boolean)
+"""Items that somebody may be asked about; written out, so that both databases see that the index below serves."""
+_OPEN = sa.text("free > 0")
+# With the key: who had which item is then found without reading the items that somebody had already.
 sa.Index(
-    "items_by_priority",
-    *(ITEMS.c.batch, ITEMS.c.priority.desc(), ITEMS.c.lot),
+    "items_open",
+    *(ITEMS.c.batch, ITEMS.c.arm, ITEMS.c.place, ITEMS.c.lot, ITEMS.c.key),
     sqlite_where=_OPEN,
     postgresql_where=_OPEN,
 )
-sa.Index("items_by_lot", ITEMS.c.batch, ITEMS.c.lot, sqlite_where=_OPEN, postgresql_where=_OPEN)
-_GOLD = sa.text("gold IS NOT NULL")
-sa.Index("items_gold", ITEMS.c.batch, ITEMS.c.lot, sqlite_where=_GOLD, postgresql_where=_GOLD)
 
 TASKS = sa.Table(
     "tasks",
@@ -202,7 +205,7 @@ TASKS = sa.Table(
     sa.Column("key", sa.String(32), nullable=False),  # the item's, so that nobody judges it in two batches
     sa.Column("annotator", Text, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),  # the annotator's first, second, … task
-    sa.Column("arm", sa.String(16), nullable=False),  # priority, control, gold: why it was chosen
+    sa.Column("arm", sa.String(16), nullable=False),  # the item's
     _json("shown"),
     sa.Column("guidelines", sa.Integer, sa.ForeignKey("guidelines.version")),
     sa.Column("state", sa.String(16), nullable=False),  # leased, expired, skipped, done
@@ -216,5 +219,8 @@ TASKS = sa.Table(
     sa.UniqueConstraint("annotator", "key"),
     sa.UniqueConstraint("annotator", "number"),
     sa.Index("tasks_by_annotator", "annotator", "state", "finished"),
-    sa.Index("tasks_by_batch", "batch", "state", "expires"),
 )
+LEASED = sa.literal_column("tasks.state = 'leased'", sa.Boolean)
+"""Tasks that somebody has before them: few, so that one small index serves every question about them."""
+_LEASED = sa.text("state = 'leased'")
+sa.Index("tasks_leased", TASKS.c.batch, TASKS.c.expires, sqlite_where=_LEASED, postgresql_where=_LEASED)

@@ -28,6 +28,7 @@ class Batch:
     """How many sends are enough; None: all."""
     gold_share: float
     control_share: float
+    """Of the items that are added from now on; of what each person is asked."""
     lease_seconds: int
     closed: bool
     done: int

@@ -62,6 +62,7 @@ def _queue() -> None:
         "batches",
         sa.Column("seq", sa.Integer, primary_key=True),
         sa.Column("name", sa.Text, nullable=False, unique=True),
+        sa.Column("salt", sa.String(32), nullable=False),
         sa.Column("criteria", sa.JSON, nullable=False),
         sa.Column("overlap", sa.Integer, nullable=False),
         sa.Column("target", sa.Integer),
@@ -81,15 +82,14 @@ def _queue() -> None:
         sa.Column("prompt_id", sa.String(32), sa.ForeignKey("prompts.id"), nullable=False),
         sa.Column("completions", sa.JSON, nullable=False),
         sa.Column("gold", sa.JSON),
+        sa.Column("arm", sa.String(16), nullable=False),
         sa.Column("priority", sa.Float, nullable=False),
         sa.Column("lot", sa.Float, nullable=False),
+        sa.Column("place", sa.Float, nullable=False),
         sa.Column("free", sa.Integer, nullable=False),
         sa.UniqueConstraint("batch", "key"),
     )
-    where = "WHERE free > 0 AND gold IS NULL"
-    op.execute(f"CREATE INDEX items_by_priority ON items (batch, priority DESC, lot) {where}")
-    op.execute(f"CREATE INDEX items_by_lot ON items (batch, lot) {where}")
-    op.execute("CREATE INDEX items_gold ON items (batch, lot) WHERE gold IS NOT NULL")
+    op.execute("CREATE INDEX items_open ON items (batch, arm, place, lot, key) WHERE free > 0")
     op.create_table(
         "tasks",
         sa.Column("seq", sa.Integer, primary_key=True),
@@ -114,7 +114,7 @@ def _queue() -> None:
         sa.UniqueConstraint("annotator", "number"),
     )
     op.create_index("tasks_by_annotator", "tasks", ["annotator", "state", "finished"])
-    op.create_index("tasks_by_batch", "tasks", ["batch", "state", "expires"])
+    op.execute("CREATE INDEX tasks_leased ON tasks (batch, expires) WHERE state = 'leased'")
 
 
 def _forbid_changes_in_sqlite() -> None:
