@@ -1,0 +1,163 @@
+"""Clicked = stored: random rankings, ties, strengths, flags, notes and undos, by keys, clicks and drags."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from playwright.sync_api import expect
+from tests.web.browser.site import Desk, Site
+
+from prefloop.feedback.records import FLAGS, Judgement, dense_ranks
+
+CRITERIA = ("helpful", "harmless")
+STRENGTHS = ("negligibly", "slightly", "better", "significantly")
+TASKS = 10
+
+
+@dataclass
+class Said:
+    """What a person means to say about the answers as they stand there."""
+
+    verdicts: dict[str, tuple[tuple[int, ...], int | None]]
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+    demonstration: str | None = None
+    answers: list[str] = field(default_factory=list)
+
+
+def something(rng: random.Random, criteria: tuple[str, ...], count: int) -> Said:
+    def verdict() -> tuple[tuple[int, ...], int | None]:
+        ranks = dense_ranks([rng.randrange(count) for _ in range(count)])
+        clear = count == 2 and ranks != (1, 1) and rng.random() < 0.6
+        return ranks, rng.randint(1, 4) if clear else None
+
+    return Said(
+        {criterion: verdict() for criterion in criteria},
+        tuple(flag for flag in FLAGS if rng.random() < 0.3),
+        rng.choice(["", "", "two\nlines", "“quotes” <b> 漢字 \\n"]),
+        rng.choice([None, None, "my own\nanswer"]),
+    )
+
+
+def say(desk: Desk, rng: random.Random, said: Said) -> None:
+    """By the keyboard or by the mouse, criterion by criterion; whatever stood there before is replaced."""
+    said.answers = desk.answers()
+    for place, (ranks, strength) in enumerate(said.verdicts.values()):
+        if len(ranks) == 2:
+            say_pair(desk, rng, place, ranks, strength)
+        else:
+            say_ranking(desk, rng, place, ranks)
+    for flag in FLAGS:
+        box = desk.page.get_by_role("checkbox", name=flag)
+        box.set_checked(flag in said.flags)
+    desk.page.locator("#reason").fill(said.reason)
+    if desk.page.locator("#discard").is_visible():
+        desk.page.locator("#discard").click()
+    if said.demonstration is not None:
+        desk.page.get_by_role("button", name=rng.choice(["Write an answer of your own", "Edit answer 1"])).click()
+        desk.page.locator("#edited").fill(said.demonstration)
+    if rng.random() < 0.3:
+        desk.page.locator("#task-heading").focus()
+        desk.page.reload()
+        expect(desk.page.locator("#task")).to_be_visible()
+        assert desk.answers() == said.answers
+    desk.page.get_by_role("button", name="Send").click()
+
+
+def activate(desk: Desk, place: int) -> None:
+    desk.page.locator("#task-heading").focus()
+    for _ in range(len(CRITERIA)):
+        groups = desk.page.locator(".criterion")
+        if groups.count() == 1 or "active" in (groups.nth(place).get_attribute("class") or ""):
+            return
+        desk.keys("c")
+    raise AssertionError("C never reaches the criterion")
+
+
+def say_pair(desk: Desk, rng: random.Random, place: int, ranks: tuple[int, ...], strength: int | None) -> None:
+    first = None if ranks == (1, 1) else ranks.index(1)
+    how = rng.choice(["numbers", "arrows", "clicks"])
+    if how == "clicks":
+        group = desk.page.locator(".criterion").nth(place)
+        group.locator("label", has_text="Tie").click()  # forgets an earlier strength
+        if first is not None:
+            group.locator("label", has_text=f"Answer {first + 1}").click()
+        if strength is not None:
+            group.locator("label", has_text=STRENGTHS[strength - 1]).click()
+        return
+    activate(desk, place)
+    desk.keys("t")
+    if first is not None:
+        key = str(first + 1) if how == "numbers" else ("ArrowLeft", "ArrowRight")[first]
+        desk.keys(*[key] * (1 + (strength or 0)))
+
+
+def say_ranking(desk: Desk, rng: random.Random, place: int, ranks: tuple[int, ...]) -> None:
+    order = sorted(range(len(ranks)), key=lambda answer: ranks[answer])
+    activate(desk, place)
+    desk.keys(*["Backspace"] * len(ranks))
+    group = desk.page.locator(".criterion").nth(place)
+    chip = [group.locator(f'.chip[data-answer="{answer}"]') for answer in range(len(ranks))]
+    how = rng.choice(["numbers", "arrows", "drags"])
+    before: int | None = None
+    for answer in order:
+        tied = before is not None and ranks[before] == ranks[answer]
+        if how == "numbers":
+            desk.keys(*(["t"] if tied else []), str(answer + 1))
+        elif how == "arrows":
+            chip[answer].click()  # behind all others
+            if tied:
+                chip[answer].focus()
+                desk.keys("ArrowLeft")
+        elif tied:
+            chip[answer].drag_to(chip[before or 0])
+        elif before is None:
+            chip[answer].drag_to(group.locator("[data-gap]"))
+        else:
+            chip[answer].drag_to(group.locator("[data-gap]").last)
+        before = answer
+
+
+def check(site: Site, said: list[Said]) -> None:
+    texts = {one.id: one.text for one in site.store.completions()}
+    stored: dict[tuple[frozenset[str], str], Judgement] = {}
+    for one in site.judgements():
+        stored[frozenset(texts[shown] for shown in one.shown), one.criterion] = one
+    assert len(stored) == sum(len(one.verdicts) for one in said)
+    for one in said:
+        for criterion, (ranks, strength) in one.verdicts.items():
+            judgement = stored[frozenset(one.answers), criterion]
+            assert [texts[shown] for shown in judgement.shown] == one.answers
+            assert (judgement.ranks, judgement.strength) == (ranks, strength), one
+            assert set(judgement.flags) == set(one.flags)
+            assert judgement.reason == one.reason
+    assert sorted(one.text for one in site.store.demonstrations()) == sorted(
+        one.demonstration for one in said if one.demonstration is not None
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_was_clicked_is_what_is_stored(site: Site, seed: int) -> None:
+    rng = random.Random(seed)
+    criteria = CRITERIA[: rng.randint(1, 2)]
+    counts = [rng.choice([2, 2, 3, 4, 5]) for _ in range(TASKS)]
+    site.ask(*[[f"task {i}, text {n}" for n in range(count)] for i, count in enumerate(counts)], criteria=criteria)
+    desk = site.open(viewport={"width": 1280, "height": 1000})
+    said: list[Said] = []
+    while len(said) < TASKS:
+        desk.at(len(said) + 1)
+        said.append(something(rng, criteria, len(desk.answers())))
+        say(desk, rng, said[-1])
+        if len(said) < TASKS:
+            desk.at(len(said) + 1)
+        else:
+            desk.done()
+        if rng.random() < 0.3:
+            desk.page.get_by_role("button", name="Undo").filter(visible=True).click()
+            desk.at(len(said))
+            check(site, said[:-1])
+            assert desk.answers() == said.pop().answers
+    check(site, said)
+    assert desk.errors == []
