@@ -60,7 +60,7 @@ class _Answer(BaseModel):
 
 
 class KeySignIn(_Request):
-    """With the key that `prefloop label` printed."""
+    """With the key that `prefloop label` printed, or with a token of one's own."""
 
     key: Secret
 
@@ -296,6 +296,8 @@ class TokenOut(_Answer):
 class TokenMade(TokenOut):
     token: str
     """Shown once."""
+    url: str
+    """The same as a link, by which its person signs in with a browser."""
 
 
 class BatchOut(_Answer):
