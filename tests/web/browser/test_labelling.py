@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from playwright.sync_api import Route, expect
 from tests.web.browser.site import Site, lost
 
@@ -343,6 +346,22 @@ def test_guidelines_are_shown_and_what_was_chosen_is_remembered(site: Site) -> N
     desk.page.reload()
     desk.at(3)
     expect(pane.get_by_role("heading", name="Be brief")).to_be_visible()
+
+
+def test_the_help_and_the_documentation_list_the_same_keys(site: Site) -> None:
+    site.ask(PAIR)
+    desk = site.open()
+    desk.keys("?")
+    shown = [
+        (row.locator("kbd").all_inner_texts(), row.locator("td").inner_text())
+        for row in desk.page.locator("#keys tr").all()
+    ]
+    page = (Path(__file__).parents[3] / "docs" / "labelling.md").read_text(encoding="utf-8")
+    table = page.partition("| key | |\n|---|---|\n")[2].partition("\n\n")[0]
+    told = [
+        (re.findall(r"`(.+?)`|(…)", keys), text) for keys, text in re.findall(r"^\| (.+?) \| (.+) \|$", table, re.M)
+    ]
+    assert shown == [(["".join(found) for found in keys], text) for keys, text in told]
 
 
 def test_keys_can_be_turned_off(site: Site) -> None:

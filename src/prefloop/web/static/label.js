@@ -298,7 +298,7 @@ function read(changes) {
 }
 
 const TABLE = [
-  { keys: [..."123456789"], shown: ["1", "…", "9"], what: "This answer is better; again: by more. With three or more answers: it is the next best", run: (key) => task && number_(Number(key) - 1) },
+  { keys: [..."123456789"], shown: ["1", "…", "9"], what: "This answer is better; again: by more. With three or more answers: it is the next best; again: pick it", run: (key) => task && number_(Number(key) - 1) },
   { keys: ["t"], shown: ["T"], what: "Tie. With three or more answers: the next number ties with the last", run: () => task && sayTie() },
   { keys: ["ArrowLeft", "ArrowRight"], shown: ["←", "→"], what: "Towards the one answer or the other; move a picked answer", run: (key) => task && leanTo(key === "arrowleft" ? 0 : 1) },
   { keys: ["Backspace"], shown: ["⌫"], what: "Take the last rank back", run: () => task && takeBack() },
