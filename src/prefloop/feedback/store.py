@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, get_args
 
 import sqlalchemy as sa
 
@@ -25,9 +25,11 @@ from .tables import COMPLETIONS, DEMONSTRATIONS, GUIDELINES, JUDGEMENTS, PROMPTS
 _BATCH = 1000
 """Records per INSERT and rows per page: large enough that a statement's cost vanishes, small in memory."""
 
-AnyRecord = Prompt | Completion | Demonstration | Judgement
+_LONG = 100
+"""Batches after which adding is an import of a large file, worth a larger cache."""
+_LARGE_CACHE = -192 * 1024
+"""SQLite's unit: negative KiB. Identifiers are hashes, so that a long import touches all pages at random."""
 _Row = dict[str, Any]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Guidelines:
     """Markdown."""
     author: str
     created: datetime
+
+
+AnyRecord = Prompt | Completion | Demonstration | Judgement | Guidelines
 
 
 class Store:
@@ -113,15 +118,20 @@ class Store:
         stream = iter(records)
         added = Counts()
         with self.database.writing() as db:
-            while batch := list(islice(stream, _BATCH)):
+            usual = _cache(db)
+            for number, batch in enumerate(iter(lambda: list(islice(stream, _BATCH)), [])):
+                if number == _LONG:
+                    _cache(db, _LARGE_CACHE)
                 added += add_records(db, batch)
+            _cache(db, usual)
         return added
 
     # Reading
 
-    def prompts(self, split: Split | None = None) -> Iterator[Prompt]:
-        """All prompts, or those that their owner put in ``split``."""
+    def prompts(self, split: Split | None = None, ids: Collection[str] | None = None) -> Iterator[Prompt]:
+        """All prompts, or those that their owner put in ``split``; or those of ``ids`` (1,000 at most)."""
         where = [] if split is None else [PROMPTS.c.split == split]
+        where += [] if ids is None else [PROMPTS.c.id.in_(ids)]
         return map(_to_prompt, self._scan(PROMPTS, self._end(PROMPTS), *where))
 
     def completions(self, prompt_ids: Iterable[str] | None = None) -> Iterator[Completion]:
@@ -131,12 +141,13 @@ class Store:
             return map(_to_completion, self._scan(COMPLETIONS, end))
         return self._completions_of(list(dict.fromkeys(prompt_ids)), end)
 
-    def demonstrations(self) -> Iterator[Demonstration]:
-        """All demonstrations but those that were undone with their judgement."""
+    def demonstrations(self, effective: bool = True) -> Iterator[Demonstration]:
+        """All demonstrations but those that were undone with their judgement; every one with ``effective=False``."""
         undone = sa.exists().where(
             JUDGEMENTS.c.supersedes == DEMONSTRATIONS.c.judgement_id, JUDGEMENTS.c.seq <= self._end(JUDGEMENTS)
         )
-        return map(_to_demonstration, self._scan(DEMONSTRATIONS, self._end(DEMONSTRATIONS), ~undone))
+        where = [~undone] if effective else []
+        return map(_to_demonstration, self._scan(DEMONSTRATIONS, self._end(DEMONSTRATIONS), *where))
 
     def judgements(self, criterion: str | None = None, effective: bool = True) -> Iterator[Judgement]:
         """What counts today: neither superseded nor retracted; with ``effective=False``, every event ever."""
@@ -148,6 +159,18 @@ class Store:
             where += [~superseded, ~JUDGEMENTS.c.retracted]
         return map(_to_judgement, self._scan(JUDGEMENTS, end, *where))
 
+    def latest(self, ids: Iterable[str]) -> dict[str, Judgement]:
+        """For each of these judgements that is there, the end of its chain of corrections: itself, or the event that
+        stands in its place today, which may be a retraction."""
+        with self.database.reading() as db:
+            found = _judgements_by(db, JUDGEMENTS.c.id, ids)
+            latest = dict(found)
+            while found:
+                later = _judgements_by(db, JUDGEMENTS.c.supersedes, [judgement.id for judgement in found.values()])
+                found = {key: later[judgement.id] for key, judgement in found.items() if judgement.id in later}
+                latest |= found
+        return latest
+
     def add_guidelines(self, text: str, author: str) -> Guidelines:
         """What annotators are asked to do from now on; earlier versions stay."""
         if not text.strip():
@@ -155,7 +178,7 @@ class Store:
         with self.database.writing() as db:
             version = (db.scalar(sa.select(sa.func.max(GUIDELINES.c.version))) or 0) + 1
             made = Guidelines(version, text, author, datetime.now(UTC))
-            db.execute(GUIDELINES.insert(), [vars(made) | {"created": moment(made.created)}])
+            db.execute(GUIDELINES.insert(), [_from_guidelines(made)])
         return made
 
     def guidelines(self) -> list[Guidelines]:
@@ -203,19 +226,35 @@ class Store:
                 yield from completions
 
 
+def _judgements_by(db: sa.Connection, key: sa.Column[str], values: Iterable[str]) -> dict[str, Judgement]:
+    """Judgements by the value that they have in a column of unique values."""
+    rows = _lookup(db, sa.select(JUDGEMENTS), key, set(values))
+    return {row._mapping[key.name]: _to_judgement(row._mapping) for row in rows}
+
+
+def _cache(db: sa.Connection, size: int | None = None) -> int | None:
+    """SQLite's cache size as it was; with ``size``, it is changed."""
+    if db.dialect.name != "sqlite":
+        return None
+    before: int = db.exec_driver_sql("PRAGMA cache_size").scalar_one()
+    if size is not None and size != before:
+        db.exec_driver_sql(f"PRAGMA cache_size = {size}")
+    return before
+
+
 # Adding one batch
 
 
 def add_records(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
     """As `Store.add`, within a transaction of `Database.writing`."""
     try:
-        prompts = _of_kind(Prompt, batch)
-        completions = _of_kind(Completion, batch)
-        demonstrations = _of_kind(Demonstration, batch)
-        judgements = _of_kind(Judgement, batch)
-        if len(prompts) + len(completions) + len(demonstrations) + len(judgements) < len(batch):
-            strange = next(record for record in batch if not isinstance(record, AnyRecord))
-            raise TypeError(f"a store holds prompts, completions, demonstrations and judgements, not {strange!r}")
+        kinds: dict[type[Any], list[Any]] = {kind: [] for kind in get_args(AnyRecord)}
+        for record in batch:
+            if type(record) not in kinds:
+                raise TypeError(f"a store holds prompts, completions, demonstrations and judgements, not {record!r}")
+            kinds[type(record)].append(record)
+        prompts, completions, demonstrations, judgements, guidelines = kinds.values()
+        _add_guidelines(db, guidelines)
         return Counts(
             prompts=_add_prompts(db, prompts),
             completions=_add_answers(db, COMPLETIONS, completions, prompts),
@@ -226,10 +265,6 @@ def add_records(db: sa.Connection, batch: list[AnyRecord]) -> Counts:
         # The driver meets the text first; looking for its owner only now costs nothing where all is well.
         owner = next((record for record in batch if not _is_unicode(record)), None)
         raise ValueError(f"text with a lone surrogate is not Unicode and cannot be stored: {owner!r:.200}") from error
-
-
-def _of_kind(kind: type[_T], batch: list[Any]) -> list[_T]:
-    return [record for record in batch if isinstance(record, kind)]
 
 
 def _add_prompts(db: sa.Connection, given: list[Prompt]) -> int:
@@ -245,6 +280,16 @@ def _add_prompts(db: sa.Connection, given: list[Prompt]) -> int:
                 f"{known[prompt.id]!r} and cannot be put in the split {prompt.split!r} too"
             )
     return _insert(db, PROMPTS, fresh)
+
+
+def _add_guidelines(db: sa.Connection, given: list[Guidelines]) -> None:
+    """Those of another store, under their own numbers: judgements name them."""
+    known = {row.version: row for row in db.execute(sa.select(GUIDELINES))} if given else {}
+    for guidelines in given:
+        if guidelines.version not in known:
+            db.execute(GUIDELINES.insert(), [_from_guidelines(guidelines)])
+        elif known[guidelines.version].text != guidelines.text:
+            raise ValueError(f"guidelines {guidelines.version} are here already with another text")
 
 
 def _add_answers(
@@ -382,9 +427,25 @@ def _present(db: sa.Connection, table: sa.Table, ids: Collection[str]) -> set[st
 
 
 def _insert(db: sa.Connection, table: sa.Table, rows: list[_Row]) -> int:
-    if rows:
+    """Insert rows that have every column but ``seq``."""
+    if rows and db.dialect.name == "sqlite":
+        # For each row, SQLAlchemy's own way takes several times as long as SQLite does.
+        names = [column.name for column in table.c if column.name in rows[0]]
+        values = zip(*(_bound(db, table.c[name], [row[name] for row in rows]) for name in names), strict=True)
+        db.exec_driver_sql(str(table.insert().compile(dialect=db.dialect, column_keys=names)), list(values))
+    elif rows:
         db.execute(table.insert(), rows)
     return len(rows)
+
+
+def _bound(db: sa.Connection, column: sa.Column[Any], values: list[Any]) -> list[Any]:
+    """A column's values as SQLite's driver takes them."""
+    if not isinstance(column.type, sa.JSON | sa.Boolean):
+        return values
+    process = column.type.dialect_impl(db.dialect).bind_processor(db.dialect)
+    assert process is not None
+    empty: dict[type[Any], str] = {dict: "{}", tuple: "[]"}  # most metadata and flags are
+    return [process(value) if value else empty.get(type(value), value) for value in values]
 
 
 def _named(key: str) -> str:
@@ -394,13 +455,19 @@ def _named(key: str) -> str:
 
 def _is_unicode(record: AnyRecord) -> bool:
     try:
-        json.dumps(record.model_dump(), ensure_ascii=False, default=str).encode()
+        json.dumps(
+            record, ensure_ascii=False, default=lambda value: getattr(value, "__dict__", None) or str(value)
+        ).encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
 # Records and rows
+
+
+def _from_guidelines(guidelines: Guidelines) -> _Row:
+    return vars(guidelines) | {"created": moment(guidelines.created)}
 
 
 def _from_prompt(prompt: Prompt) -> _Row:
@@ -414,7 +481,7 @@ def _to_prompt(row: sa.RowMapping) -> Prompt:
 
 
 def _from_answer(record: Completion | Demonstration) -> _Row:
-    return dict(record)
+    return vars(record)
 
 
 def _fields(row: sa.RowMapping) -> _Row:
@@ -430,7 +497,7 @@ def _to_demonstration(row: sa.RowMapping) -> Demonstration:
 
 
 def _from_judgement(judgement: Judgement) -> _Row:
-    return {**dict(judgement), "created": moment(judgement.created)}
+    return vars(judgement) | {"created": moment(judgement.created)}
 
 
 def _to_judgement(row: sa.RowMapping) -> Judgement:

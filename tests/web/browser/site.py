@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.people import People, Role
-from prefloop.feedback.tasks import Item
-from prefloop.web.serve import LabelServer
-
 from prefloop.feedback.records import Completion, Judgement, Message, Prompt
 from prefloop.feedback.store import Store
+from prefloop.feedback.tasks import Item
+from prefloop.web.serve import LabelServer
 
 SECONDS = 10_000.0  # milliseconds: how long a busy machine may take
 expect.set_options(timeout=SECONDS)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefloop.feedback.formats import Format, ImportReport, import_file, read_file, write_sheet
-from prefloop.feedback.records import BEST_ONLY, Completion, Demonstration, Judgement, Message, Prompt
+from prefloop.feedback.records import BEST_ONLY, Completion, Demonstration, Judgement, Message, Prompt, content_id
 from prefloop.feedback.store import AnyRecord, Counts, Store
 
-HH = Path(__file__).parents[2] / "../shared/data/hh-rlhf-harmless.jsonl"
+HH = Path(__file__).parents[3] / "../shared/data/hh-rlhf-harmless.jsonl"
 
 
 @pytest.fixture
@@ -347,18 +347,44 @@ def test_sheet_a_choice_that_is_none(
         import_file(store, path)
 
 
-def test_sheet_needs_a_name_and_does_not_change_its_mind(
-    tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]
-) -> None:
+def test_sheet_needs_a_name(tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]) -> None:
     write_sheet(path := tmp_path / "sheet.jsonl", items[:1])
     fill(path, ["1"], annotator=" ")
     with pytest.raises(ValueError, match="line 1: field 'annotator' is empty"):
         import_file(store, path)
+
+
+def test_a_slip_in_a_sheet_is_mended_by_importing_it_again(
+    tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]
+) -> None:
+    """As often as wanted, back to what was said first too; what did not change is not said again."""
+
+    def told(*choices: Any) -> tuple[int, int, list[tuple[int, ...]]]:
+        fill(path, list(choices))
+        report = import_file(store, path)
+        return report.added.judgements, report.corrected, [judgement.ranks for judgement in store.judgements()]
+
+    write_sheet(path := tmp_path / "sheet.jsonl", items[:2])
+    assert told("1", "2") == (2, 0, [(1, 2), (2, 1, 2)])
+    assert told("2", "2") == (1, 1, [(2, 1, 2), (2, 1)])
+    assert told("2", "2") == (0, 0, [(2, 1, 2), (2, 1)])
+    assert told("1", "1=2=3") == (2, 2, [(1, 2), (1, 1, 1)])
+    assert told("2", "2>1=3") == (2, 2, [(2, 1), (2, 1, 2)])
+    assert told("2", "2") == (1, 1, [(2, 1), (2, 1, 2)]), "the best alone is not the same as two that tie behind it"
+    assert told("", "2") == (0, 0, [(2, 1), (2, 1, 2)]), "an empty choice takes nothing back"
+    assert len(list(store.judgements(effective=False))) == 8
+
+
+def test_a_choice_that_was_undone_may_be_made_again(
+    tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]
+) -> None:
+    write_sheet(path := tmp_path / "sheet.jsonl", items[:1])
     fill(path, ["1"])
     import_file(store, path)
-    fill(path, ["2"])
-    with pytest.raises(ValueError, match="here already with other content"):
-        import_file(store, path)
+    (said,) = store.judgements()
+    store.add([said.model_copy(update={"id": "undone", "supersedes": said.id, "retracted": True})])
+    assert import_file(store, path).corrected == 1
+    assert [judgement.ranks for judgement in store.judgements()] == [(1, 2)]
 
 
 def test_sheet_is_not_overwritten_and_its_items_are_checked(
@@ -369,6 +395,66 @@ def test_sheet_is_not_overwritten_and_its_items_are_checked(
         write_sheet(path, items)
     with pytest.raises(ValueError, match="all of them its own"):
         write_sheet(tmp_path / "other.jsonl", [(items[0][0], items[1][1])])
+
+
+# Rows that are left out
+
+
+def test_rejected_rows_are_written_beside_the_file(tmp_path: Path, store: Store) -> None:
+    path = lines(tmp_path / "rows.jsonl", PAIR, PAIR | {"rejected": "A"}, PAIR | {"prompt": "R"})
+    with path.open("ab") as file:
+        file.write(b'{"prompt": \xff}\n')
+    report = import_file(store, path, skip_bad=True)
+    assert report.rejected == tmp_path / "rows.jsonl.rejected.jsonl"
+    rows = [json.loads(line) for line in report.rejected.read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"line": 2, "reason": "chosen and rejected are the same", "row": PAIR | {"rejected": "A"}},
+        {"line": 4, "reason": "not UTF-8 text: byte 12 is 0xff; save as UTF-8", "row": '{"prompt": \\xff}'},
+    ]
+    assert report.added.judgements == 2
+
+
+def test_nothing_is_rejected_of_an_import_that_fails(tmp_path: Path, store: Store) -> None:
+    store.add([Prompt.of("S", split="heldout")])
+    path = lines(tmp_path / "rows.jsonl", PAIR | {"rejected": "A"}, PAIR | {"prompt": "S", "split": "train"})
+    with pytest.raises(ValueError, match="cannot be put in the split 'train' too"):
+        import_file(store, path, skip_bad=True)
+    assert import_file(store, lines(tmp_path / "good.jsonl", PAIR), skip_bad=True).rejected is None
+    assert not list(tmp_path.glob("*reject*")) + list(tmp_path.glob(".*"))
+
+
+# Records that are made without validation
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PAIR,
+        PAIR | {"prompt": [say("system", '"\\\u0001\u2028é'), say("user", "/")], "split": "train", "strength": 2},
+        {"prompt": "Q", "completion": "A", "label": True},
+        DIALOGUE | {"rejected": dialogue("Q", " B")},
+        {"instruction": "Q", "output_1": "A", "output_2": "B", "preference": 1.5, "annotator": "Ann"},
+    ],
+)
+def test_records_are_what_validation_would_have_made(tmp_path: Path, row: dict[str, Any]) -> None:
+    for record in read(tmp_path, row, row):
+        assert isinstance(record, Prompt | Completion | Judgement)
+        again = type(record).model_validate({name: getattr(record, name) for name in type(record).model_fields})
+        assert record == again
+        assert (repr(record), record.model_dump_json()) == (repr(again), again.model_dump_json())
+        assert record.model_copy(update={"id": "x"}) == again.model_copy(update={"id": "x"})
+
+
+def test_identifiers_stay_as_they_were(tmp_path: Path) -> None:
+    """A file that was imported by an earlier prefloop adds nothing."""
+    prompt, best, other, judgement = read(tmp_path, PAIR)
+    assert isinstance(prompt, Prompt)
+    assert isinstance(best, Completion)
+    assert isinstance(other, Completion)
+    assert isinstance(judgement, Judgement)
+    assert prompt == Prompt.of("Q")
+    assert best == Completion(prompt_id=prompt.id, text="A", origin="file:rows.jsonl")
+    assert judgement.id == content_id("imported", best.id, other.id, 0)
 
 
 # The real file

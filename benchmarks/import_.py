@@ -1,0 +1,72 @@
+"""How long importing takes: a file of plain comparisons (prompt, chosen, rejected) into a new store.
+
+    python benchmarks/import_.py --rows 1000000
+
+One line: rows, seconds, rows per second, peak resident memory. Every prompt is another one and every text is new,
+which is the most work that a row can be; texts are as long as hh-rlhf's shorter ones. ``docs/data.md`` has figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prefloop.feedback.formats import import_file
+from prefloop.feedback.store import Counts, Store
+
+WORDS = ("the", "a", "of", "to", "and", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "they")
+
+
+def make_file(path: Path, rows: int, seed: int = 0) -> None:
+    """``rows`` comparisons; prompts of 12 words and answers of 25 on average."""
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            row = {
+                "prompt": f"{number} " + _text(draw, 24),
+                "chosen": _text(draw, 50),
+                "rejected": f"{_text(draw, 50)} {number}",
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def _text(draw: random.Random, longest: int) -> str:
+    return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
+
+
+def measure(rows: int) -> tuple[float, float]:
+    """Seconds, and the most memory that the process has had (MB)."""
+    with TemporaryDirectory() as name:
+        path = Path(name) / "comparisons.jsonl"
+        make_file(path, rows)
+        with Store.open(Path(name) / "feedback.db") as store:
+            begin = time.perf_counter()
+            added = import_file(store, path).added
+            seconds = time.perf_counter() - begin
+    if added != Counts(prompts=rows, completions=2 * rows, judgements=rows):
+        raise AssertionError(f"{rows} rows became {added}")
+    return seconds, peak_megabytes()
+
+
+def peak_megabytes() -> float:
+    """Of this process and of those that it waited for, the largest."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak / (2**20 if sys.platform == "darwin" else 1000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    rows = parser.parse_args().rows
+    seconds, megabytes = measure(rows)
+    print(f"{rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s, peak {megabytes:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

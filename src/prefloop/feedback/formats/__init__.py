@@ -1,0 +1,23 @@
+"""Other people's feedback in their formats, and prefloop's own: read into a store (`import_file`), written from one
+(`export_file`). docs/data.md has every format with examples.
+
+A row's way in: `containers` (lines, arrays, CSV, Parquet, folders) → a format's reader (`table`) → items (`items`:
+compared, labelled, demonstrated, asked) → records (`recorder`) → the store (`imports`). Its way out is the same
+backwards (`exports`, a format's writer, `writing`).
+"""
+
+from .exports import ExportFormat, ExportReport, export_file
+from .imports import ImportReport, import_file, read_file
+from .sheet import write_sheet
+from .table import Format
+
+__all__ = [
+    "ExportFormat",
+    "ExportReport",
+    "Format",
+    "ImportReport",
+    "export_file",
+    "import_file",
+    "read_file",
+    "write_sheet",
+]
