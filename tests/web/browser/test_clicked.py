@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 from tests.web.browser.site import Desk, Site
 
 from prefloop.feedback.formats import export_file, import_file
@@ -102,29 +102,34 @@ def say_pair(desk: Desk, rng: random.Random, place: int, ranks: tuple[int, ...],
 
 
 def say_ranking(desk: Desk, rng: random.Random, place: int, ranks: tuple[int, ...]) -> None:
-    order = sorted(range(len(ranks)), key=lambda answer: ranks[answer])
     activate(desk, place)
     desk.keys(*["Backspace"] * len(ranks))
     group = desk.page.locator(".criterion").nth(place)
     chip = [group.locator(f'.chip[data-answer="{answer}"]') for answer in range(len(ranks))]
     how = rng.choice(["numbers", "arrows", "drags"])
-    before: int | None = None
-    for answer in order:
+    if how == "drags":
+        return drag(rng, group, chip, ranks)
+    best_first = sorted(range(len(ranks)), key=lambda answer: ranks[answer])
+    for before, answer in zip([None, *best_first], best_first, strict=False):
         tied = before is not None and ranks[before] == ranks[answer]
         if how == "numbers":
             desk.keys(*(["t"] if tied else []), str(answer + 1))
-        elif how == "arrows":
+        else:
             chip[answer].click()  # behind all others
             if tied:
                 chip[answer].focus()
                 desk.keys("ArrowLeft")
-        elif tied:
-            chip[answer].drag_to(chip[before or 0])
-        elif before is None:
-            chip[answer].drag_to(group.locator("[data-gap]"))
-        else:
-            chip[answer].drag_to(group.locator("[data-gap]").last)
-        before = answer
+    return None
+
+
+def drag(rng: random.Random, group: Locator, chip: list[Locator], ranks: tuple[int, ...]) -> None:
+    """In any order: onto one of its rank, or between those of lower and of higher ranks."""
+    there: list[int] = []
+    for answer in rng.sample(range(len(ranks)), len(ranks)):
+        equal = [other for other in there if ranks[other] == ranks[answer]]
+        better = {ranks[other] for other in there if ranks[other] < ranks[answer]}
+        chip[answer].drag_to(chip[equal[0]] if equal else group.locator(f'[data-gap="{len(better)}"]'))
+        there.append(answer)
 
 
 def check(site: Site, said: list[Said]) -> None:

@@ -218,7 +218,7 @@ function sayMissing(open) {
   active = open;
   sync();
   const name = task.criteria.length > 1 ? `${task.criteria[open]}: ` : "";
-  tell(name + (task.answers.length === 2 ? "choose an answer or a tie first." : "rank every answer first."));
+  tell(name + (task.answers.length === 2 ? "Choose an answer or a tie first." : "Rank every answer first."));
   verdicts[open].node.scrollIntoView({ block: "nearest" });
   announce(byId("problem").textContent);
 }
@@ -265,7 +265,7 @@ function undo() {
     }
     showProgress(undone.progress);
     if (!undone.task) return say("There is nothing to undo.");
-    show(undone.task, { ...undone.task.draft, id: null }, "Undone.");
+    show(undone.task, undone.task.draft, "Undone.");
     change({});
   });
 }
