@@ -16,8 +16,10 @@ from prefloop.feedback.store import Store
 
 from .access import FOR_ADMINS, errors
 from .errors import ProblemError
-from .schemas import Criterion, Imported, Stats
+from .pages import page
+from .schemas import Criterion, Imported, Statistics, Stats
 from .state import Shared
+from .statistics import described, figures
 
 router = APIRouter(prefix="/api", tags=["Data"], dependencies=FOR_ADMINS, responses=errors(401, 403))
 FileName = Annotated[
@@ -30,8 +32,15 @@ _PIECE = 1 << 20
 
 @router.get("/stats")
 def stats(state: Shared) -> Stats:
-    """How much there is, and what it says."""
-    return Stats(**vars(state.store.counts()), sections=[])
+    """How much there is."""
+    return Stats(**vars(state.store.counts()))
+
+
+@router.get("/statistics")
+def statistics(state: Shared) -> Statistics:
+    """What the judgements are worth: agreement, reliability, bias, what is still needed. Slow for a large store."""
+    found = state.statistics.get()
+    return Statistics(figures=figures(found), html=page("statistics.html", **described(found)))
 
 
 @router.post(
