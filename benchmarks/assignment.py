@@ -282,8 +282,8 @@ def main() -> None:
         "--ahead", type=int, default=20_000, help="how many of the items to come one person has judged"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20, help="how long all work at once")
-    parser.add_argument("--pause", type=float, default=2, help="mean seconds that somebody thinks about an item")
+    parser.add_argument("--seconds", type=float, default=30, help="how long all work at once")
+    parser.add_argument("--pause", type=float, default=5, help="mean seconds that somebody thinks about an item")
     options = parser.parse_args()
     place = options.database if "://" in options.database else Path(options.database)
     with Store.open(place) as store:
