@@ -186,16 +186,24 @@ class Client:
             query["format"] = format
         with _connecting(), path.open("rb") as file:
             answer = self._http.post(
-                "/api/import", params=query, content=_pieces(file), headers={"Content-Type": "application/x-ndjson"}
+                "/api/import",
+                params=query,
+                content=_pieces(file),
+                headers={"Content-Type": "application/octet-stream"},
             )
         return schemas.Imported.model_validate_json(_checked(answer).content)
 
-    def export(self, path: str | Path) -> int:
-        """Write the whole store to a file, a record a line; the number of bytes. The file is whole or absent."""
+    def export(self, path: str | Path, format: str = "prefloop", criterion: str = "overall") -> int:
+        """Write what `prefloop export` writes to a file of JSON lines; its bytes. The file is whole or absent."""
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
+        query = {"format": format, "criterion": criterion}
         try:
-            with _connecting(), self._http.stream("GET", "/api/export") as answer, partial.open("wb") as file:
+            with (
+                _connecting(),
+                self._http.stream("GET", "/api/export", params=query) as answer,
+                partial.open("wb") as file,
+            ):
                 if answer.is_error:
                     answer.read()
                 for piece in _checked(answer).iter_bytes():

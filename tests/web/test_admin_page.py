@@ -101,6 +101,9 @@ def test_an_administrators_day(world: World, boss: Visit) -> None:
     page.get_by_role("button", name="Drop token of boss, nightly").click()
     expect(page.locator("#tokens li")).to_have_count(0)
 
+    page.get_by_role("button", name="New link boss").click()
+    expect(page.get_by_label("Link for them alone")).to_have_value(re.compile(rf"^{boss.origin}/#key=[\w-]{{43}}$"))
+
     page.get_by_role("button", name="Close first").click()
     expect(page.locator("#batches")).to_contain_text("closed")
     page.get_by_role("button", name="Open first").click()

@@ -75,6 +75,13 @@ def test_administration(world: World, url: str, tmp_path: Path) -> None:
         client.close_batch("batch")
         assert client.batches()[0].closed
         assert client.open_batch("batch", overlap=3).overlap == 3
+        for odd in ("a/b", "50% of <all>?", "x/close"):  # made elsewhere; the API itself is stricter
+            world.queue.open_batch(odd)
+            world.people.ensure(odd, "annotator")
+            client.close_batch(odd)
+            client.revoke(odd)
+        assert all(batch.closed for batch in client.batches()[1:])
+        assert sum(bool(person.revoked) for person in client.people()) == 3
         assert client.add_person("length bot").role == "annotator"
         client.revoke("length bot")
         assert {person.name: bool(person.revoked) for person in client.people()}["length bot"]
@@ -83,13 +90,21 @@ def test_administration(world: World, url: str, tmp_path: Path) -> None:
         assert client.add_guidelines("Be kind.").version == client.guidelines().version == 1
         assert client.export(tmp_path / "out.jsonl") == (tmp_path / "out.jsonl").stat().st_size
         assert [path.name for path in tmp_path.glob("*out*")] == ["out.jsonl"]
-        kinds = [json.loads(line)["kind"] for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+        kinds = [next(iter(json.loads(line))) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
         assert (kinds.count("prompt"), kinds.count("completion")) == (3, 6)
+        assert client.import_file(tmp_path / "out.jsonl").prompts == 0  # all of it is there already
+        client.export(tmp_path / "prompts.jsonl", "prompt")
+        assert len((tmp_path / "prompts.jsonl").read_text("utf-8").splitlines()) == 3
+        with pytest.raises(ApiError, match="format"):
+            client.export(tmp_path / "odd.jsonl", "odd")
+        assert not (tmp_path / "odd.jsonl").exists()
+        (tmp_path / "table.csv").write_text("prompt,chosen,rejected\nWhy?,Because.,No.\n", encoding="utf-8")
+        assert client.import_file(tmp_path / "table.csv").judgements == 1
         (tmp_path / "bad.jsonl").write_text("{}\n", encoding="utf-8")
         with pytest.raises(ApiError, match=r"^bad\.jsonl, line 1") as refused:
             client.import_file(tmp_path / "bad.jsonl")
         assert refused.value.status == 400
-        assert client.stats().completions == 6
+        assert client.stats().completions == 8
 
 
 # When the connection breaks
@@ -208,7 +223,7 @@ def test_the_page_says_what_the_server_does(world: World) -> None:
     settings = world.settings
     assert f"{settings.requests_per_second} times a second for long, {4 * settings.requests_per_second} times" in text
     assert f"sign in {settings.sign_ins_per_minute} times a minute" in text
-    assert f"at most {settings.import_bytes >> 30} GiB" in text
+    assert f"at most {settings.import_bytes >> 30} GiB of any kind" in text
     paths = {re.sub(r"\?.*", "", path) for path in re.findall(r"/api/[\w/.$-]+", DOCS.read_text(encoding="utf-8"))}
     known = {"/api/docs", *world.app.openapi()["paths"], "/api/openapi.json"}
     assert {path.replace("$TASK", "{task_id}") for path in paths} <= known

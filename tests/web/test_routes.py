@@ -52,8 +52,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/api/guidelines"): Rule("admin", body={"text": "Be kind."}),
     ("GET", "/api/people"): Rule("admin"),
     ("POST", "/api/people"): Rule("admin", body={"name": "bot", "role": "annotator"}),
-    ("POST", "/api/people/{name}/revoke"): Rule("admin", {"name": "cy"}, status=204),
-    ("POST", "/api/people/{name}/restore"): Rule("admin", {"name": "cy"}, status=204),
+    ("POST", "/api/people/{name:path}/revoke"): Rule("admin", {"name": "cy"}, status=204),
+    ("POST", "/api/people/{name:path}/restore"): Rule("admin", {"name": "cy"}, status=204),
     ("GET", "/api/invites"): Rule("admin"),
     ("POST", "/api/invites"): Rule("admin", body={"role": "annotator"}),
     ("DELETE", "/api/invites/{invite_id}"): Rule("admin", {"invite_id": "INVITE"}, status=204),
@@ -62,8 +62,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/api/tokens/{token_id}"): Rule("admin", {"token_id": "TOKEN"}, status=204),
     ("GET", "/api/batches"): Rule("admin"),
     ("POST", "/api/batches"): Rule("admin", body={"name": "more"}),
-    ("POST", "/api/batches/{name}/close"): Rule("admin", {"name": "batch"}, status=204),
-    ("POST", "/api/batches/{name}/items"): Rule("admin", {"name": "batch"}, body="ITEMS"),
+    ("POST", "/api/batches/{name:path}/close"): Rule("admin", {"name": "batch"}, status=204),
+    ("POST", "/api/batches/{name:path}/items"): Rule("admin", {"name": "batch"}, body="ITEMS"),
     ("GET", "/api/stats"): Rule("admin"),
     ("POST", "/api/import"): Rule("admin", body="FILE"),
     ("GET", "/api/export"): Rule("admin"),
@@ -102,7 +102,7 @@ class Call:
         if self.rule.own:
             path["task_id"] = self.ana.post("/api/tasks/next").json()["task"]["id"]
         path = {key: self._made(value) for key, value in path.items()}
-        self.path = re.sub(r"\{(\w+)\}", lambda found: path[found[1]], route[1])
+        self.path = re.sub(r"\{(\w+)(?::path)?\}", lambda found: path[found[1]], route[1])
 
     def _made(self, value: str) -> str:
         if value == "INVITE":
@@ -244,4 +244,4 @@ def test_what_is_refused_is_refused_before_anything_is_read(world: World) -> Non
     """A stranger learns nothing of the fields that a route takes."""
     for (_method, path), rule in RULES.items():
         if rule.who != "anybody" and isinstance(rule.body, dict):
-            told(world.stranger().request(_method, re.sub(r"\{\w+\}", "x", path), json={"odd": 1}), 401)
+            told(world.stranger().request(_method, re.sub(r"\{[\w:]+\}", "x", path), json={"odd": 1}), 401)

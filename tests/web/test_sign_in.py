@@ -170,6 +170,25 @@ def test_an_invite_lets_one_person_in_once(world: World) -> None:
     assert made["secret"] not in boss.get("/api/invites").text
 
 
+def test_whoever_lost_their_session_comes_back_by_a_token(world: World) -> None:
+    """An invite makes a person once; a token's link is how they return, and how somebody restored does."""
+    boss, ana = world.browser("boss", "admin"), world.stranger()
+    world.people.ensure("ana", "annotator")
+    made = boss.post("/api/tokens", json={"name": "ana", "label": "sign-in link", "days": 7}).json()
+    assert made["url"] == f"http://127.0.0.1:8765/#key={made['token']}"
+    assert ana.post("/api/session", json={"key": made["token"]}).json() == {"name": "ana", "role": "annotator"}
+    assert me(ana) == 200
+    boss.delete(f"/api/tokens/{made['id']}")
+    assert world.stranger().post("/api/session", json={"key": made["token"]}).status_code == 401
+    boss.post("/api/people/ana/revoke")
+    assert me(ana) == 401
+    boss.post("/api/people/ana/restore")
+    assert me(ana) == 401
+    made = boss.post("/api/tokens", json={"name": "ana"}).json()
+    assert ana.post("/api/session", json={"key": made["token"]}).status_code == 200
+    assert me(ana) == 200
+
+
 def test_invites_that_are_too_old_withdrawn_or_made_up(world: World) -> None:
     boss, ana = world.browser("boss", "admin"), world.stranger()
 

@@ -72,9 +72,8 @@ def _parameter(parameter: Schema) -> Field:
 def _body(openapi: Schema, content: Schema) -> Body | None:
     if not content:
         return None
-    ((media, described),) = content.items()
-    schema = described["schema"]
-    kind = _kind(schema) if media == "application/json" else media
+    schema = next(iter(content.values()))["schema"]
+    kind = _kind(schema) if "application/json" in content else " or ".join(content)
     return Body(kind, list(_objects(openapi, schema, set())))
 
 

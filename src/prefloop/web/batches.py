@@ -29,13 +29,13 @@ def open_batch(state: Shared, body: BatchIn) -> BatchOut:
     return BatchOut(**vars(state.queue.open_batch(body.name, **settings)))
 
 
-@router.post("/batches/{name}/close", status_code=204, responses=errors(401, 403, 404))
+@router.post("/batches/{name:path}/close", status_code=204, responses=errors(401, 403, 404))
 def close_batch(state: Shared, name: InPath) -> None:
     """Hand out no more tasks of a batch. Opening it again goes on with it."""
     state.queue.close_batch(name)
 
 
-@router.post("/batches/{name}/items", responses=errors(401, 403, 404))
+@router.post("/batches/{name:path}/items", responses=errors(401, 403, 404))
 def add_items(state: Shared, name: InPath, body: ItemsIn) -> ItemsAdded:
     """Put prompts with their answers, which are in the store already, into a batch."""
     return ItemsAdded(added=state.queue.add_items(name, map(_item, body.items)))

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from prefloop.feedback.formats import Format, ImportReport, import_file
-from prefloop.feedback.store import AnyRecord, Store
+from prefloop.feedback.formats import ExportFormat, Format, ImportReport, export_file, import_file
+from prefloop.feedback.store import Store
 
 from .access import FOR_ADMINS, errors
 from .errors import ProblemError
-from .schemas import Imported, Stats
+from .schemas import Criterion, Imported, Stats
 from .state import Shared
 
 router = APIRouter(prefix="/api", tags=["Data"], dependencies=FOR_ADMINS, responses=errors(401, 403))
-FileName = Annotated[str, Query(max_length=100, pattern=r"^\w[\w.-]*$", description="Becomes the answers' origin.")]
+FileName = Annotated[
+    str, Query(max_length=100, pattern=r"^\w[\w.-]*$", description="Its ending says what it is; the answers' origin.")
+]
 JSON_LINES = "application/x-ndjson"
+FILES = {JSON_LINES, "application/octet-stream"}
+_PIECE = 1 << 20
 
 
 @router.get("/stats")
@@ -37,7 +40,7 @@ def stats(state: Shared) -> Stats:
         "requestBody": {
             "required": True,
             "description": "The file, as `prefloop import` takes it.",
-            "content": {JSON_LINES: {"schema": {"type": "string", "contentMediaType": "application/json"}}},
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(FILES)},
         }
     },
 )
@@ -49,8 +52,9 @@ async def import_records(
     skip_bad: Annotated[bool, Query(description="Leave bad rows out and say which.")] = False,
 ) -> Imported:
     """Add a file to the store, all or nothing; the same file again adds nothing."""
-    if request.headers.get("content-type", "").lower() != JSON_LINES:
-        raise ProblemError(415, "The file is not declared.", f"Send it with the header Content-Type: {JSON_LINES}.")
+    if request.headers.get("content-type", "").lower() not in FILES:
+        allowed = " or ".join(sorted(FILES))
+        raise ProblemError(415, "The file is not declared.", f"Send it with the header Content-Type: {allowed}.")
     with tempfile.TemporaryDirectory(prefix="prefloop-import-") as folder:
         path = Path(folder) / name
         with path.open("wb") as file:
@@ -71,16 +75,30 @@ def _import(store: Store, path: Path, format: Format | None, skip_bad: bool) -> 
 @router.get(
     "/export",
     response_class=StreamingResponse,
-    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}, "description": "One record per line"}},
+    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}, "description": "One row per line"}},
 )
-def export(state: Shared, format: Literal["records"] = "records") -> StreamingResponse:
-    """Everything in the store, one JSON object per line, in the order in which a store takes it."""
-    headers = {"Content-Disposition": f'attachment; filename="feedback.{format}.jsonl"'}
-    return StreamingResponse(_lines(state.store), headers=headers, media_type=JSON_LINES)
+def export(
+    state: Shared,
+    format: ExportFormat = "prefloop",
+    criterion: Annotated[Criterion, Query(description="Whose judgements are written.")] = "overall",
+) -> StreamingResponse:
+    """What the store holds, as `prefloop export` writes it; `prefloop` is everything."""
+    folder = tempfile.TemporaryDirectory(prefix="prefloop-export-")
+    try:
+        path = Path(folder.name) / "feedback.jsonl"
+        export_file(state.store, format, path, criterion=criterion)
+    except BaseException:
+        folder.cleanup()
+        raise
+    headers = {
+        "Content-Disposition": f'attachment; filename="{format}.jsonl"',
+        "Content-Length": str(path.stat().st_size),
+    }
+    return StreamingResponse(_pieces(path, folder), headers=headers, media_type=JSON_LINES)
 
 
-def _lines(store: Store) -> Iterator[str]:
-    judgements = store.judgements(effective=False)
-    records: Iterator[AnyRecord] = chain(store.prompts(), store.completions(), judgements, store.demonstrations())
-    for record in records:
-        yield f'{{"kind":"{type(record).__name__.lower()}","record":{record.model_dump_json()}}}\n'
+def _pieces(path: Path, folder: tempfile.TemporaryDirectory[str]) -> Iterator[bytes]:
+    """What is in a file, which is gone afterwards."""
+    with folder, path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece

@@ -1,4 +1,7 @@
-"""The pages and their files. They hold no data: what they show comes from the API, which knows who is asking."""
+"""The pages and their files. They hold no data: what they show comes from the API, which knows who is asking.
+
+Nothing here waits for the store, so the routes need no thread: pages load however busy it is.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +25,28 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
-def label_page() -> HTMLResponse:
+async def label_page() -> HTMLResponse:
     return HTMLResponse(_page("label.html", "Labelling"))
 
 
 @router.api_route("/admin", methods=["GET", "HEAD"])
-def admin_page() -> HTMLResponse:
+async def admin_page() -> HTMLResponse:
     return HTMLResponse(_page("admin.html", "Administration"))
 
 
 @router.api_route("/join", methods=["GET", "HEAD"])
-def join_page() -> HTMLResponse:
+async def join_page() -> HTMLResponse:
     return HTMLResponse(_page("join.html", "Welcome"))
 
 
 @router.api_route("/api/docs", methods=["GET", "HEAD"])
-def docs_page(request: Request) -> HTMLResponse:
+async def docs_page(request: Request) -> HTMLResponse:
     openapi = request.app.openapi()
     return HTMLResponse(_page("api.html", "API", openapi=openapi, operations=operations(openapi)))
 
 
 @router.api_route("/static/{name}", methods=["GET", "HEAD"])
-def static_file(request: Request, name: str) -> Response:
+async def static_file(request: Request, name: str) -> Response:
     """From a table made when the server starts: no path of a request ever reaches the disk."""
     if name not in static_files():
         raise ProblemError(404, "There is no such file.")

@@ -37,7 +37,7 @@ def add_person(state: Shared, body: PersonIn) -> PersonOut:
     return PersonOut(**vars(state.people.ensure(body.name, body.role)))
 
 
-@router.post("/people/{name}/revoke", status_code=204, responses=errors(401, 403, 404))
+@router.post("/people/{name:path}/revoke", status_code=204, responses=errors(401, 403, 404))
 def revoke(state: Shared, admin: Admin, name: InPath) -> None:
     """Send somebody away: their sessions and tokens end at once. What they judged stays."""
     if name == admin.name:
@@ -45,9 +45,9 @@ def revoke(state: Shared, admin: Admin, name: InPath) -> None:
     state.people.revoke(name)
 
 
-@router.post("/people/{name}/restore", status_code=204, responses=errors(401, 403, 404))
+@router.post("/people/{name:path}/restore", status_code=204, responses=errors(401, 403, 404))
 def restore(state: Shared, name: InPath) -> None:
-    """Let somebody come back; they need a new invite or token."""
+    """Let somebody come back; they need a new token to sign in with."""
     state.people.restore(name)
 
 
@@ -78,9 +78,9 @@ def tokens(state: Shared) -> list[TokenOut]:
 
 @router.post("/tokens", responses=errors(401, 403, 404))
 def make_token(state: Shared, body: TokenIn) -> TokenMade:
-    """Make a token for a script; it may do what its person may do."""
+    """Make a token for a script, or for somebody to sign in again; it may do what its person may do."""
     made, secret = state.people.make_token(body.name, body.label, body.days)
-    return TokenMade(**vars(made), token=secret)
+    return TokenMade(**vars(made), token=secret, url=f"{state.settings.origins[0]}/#key={secret}")
 
 
 @router.delete("/tokens/{token_id}", status_code=204, responses=errors(401, 403, 404))

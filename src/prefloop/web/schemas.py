@@ -19,7 +19,8 @@ TEXT_CHARACTERS = 200_000
 
 _NO_NUL = r"^[^\x00]*$"
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w@+][\w @.+-]*$", examples=["ana"])]
-"""A person or a batch: letters, digits, space and ``_ @ . + -``, so that it can stand in an address."""
+"""A person: letters, digits, space and ``_ @ . + -``; nothing that looks like somebody else or breaks an address."""
+BatchName = Annotated[str, Field(min_length=1, max_length=200, pattern=_NO_NUL)]
 Secret = Annotated[str, Field(min_length=16, max_length=200, pattern=r"^[A-Za-z0-9_-]*$")]
 Identifier = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]*$")]
 Label = Annotated[str, Field(max_length=100, pattern=_NO_NUL)]
@@ -59,7 +60,7 @@ class _Answer(BaseModel):
 
 
 class KeySignIn(_Request):
-    """With the key that `prefloop label` printed."""
+    """With the key that `prefloop label` printed, or with a token of one's own."""
 
     key: Secret
 
@@ -131,7 +132,7 @@ class GuidelinesIn(_Request):
 class BatchIn(_Request):
     """A batch that is there already keeps its items and takes these settings."""
 
-    name: Name
+    name: BatchName
     criteria: Annotated[list[Criterion], Field(min_length=1, max_length=MOST_CRITERIA)] = Field(
         default_factory=lambda: ["overall"]
     )
@@ -295,6 +296,8 @@ class TokenOut(_Answer):
 class TokenMade(TokenOut):
     token: str
     """Shown once."""
+    url: str
+    """The same as a link, by which its person signs in with a browser."""
 
 
 class BatchOut(_Answer):

@@ -25,8 +25,8 @@ async def _not_too_often(request: Request, state: Shared) -> None:
     "/session", dependencies=[Depends(_not_too_often)], responses=errors(401, 403), openapi_extra={"security": []}
 )
 def sign_in(request: Request, response: Response, state: Shared, how: KeySignIn | InviteSignIn) -> Me:
-    """Sign in with the server's key, or accept an invite. The answer sets the session's cookie."""
-    person = _owner(state, how.key) if isinstance(how, KeySignIn) else state.people.accept(how.invite, how.name)
+    """Sign in with a key (the server's, or one's own token), or accept an invite. The answer sets a cookie."""
+    person = _bearer(state, how.key) if isinstance(how, KeySignIn) else state.people.accept(how.invite, how.name)
     if old := request.cookies.get(state.settings.cookie):
         state.people.end_session(old)
     set_session(response, state, state.people.start_session(person.name, state.settings.session_hours))
@@ -47,9 +47,12 @@ def me(person: Annotator) -> Me:
     return Me(name=person.name, role=person.role)
 
 
-def _owner(state: State, key: str) -> Person:
+def _bearer(state: State, key: str) -> Person:
+    """Whoever has the server's key is its owner; a token lets its person come back when their session is over."""
     if not (state.settings.key and hmac.compare_digest(key, state.settings.key)):
-        raise ProblemError(401, "This key is not the one of the server that runs now.")
+        if (found := state.people.bearer(key)) is None:
+            raise ProblemError(401, "This key is not the one of the server that runs now, nor anybody's token.")
+        return found
     person = state.people.ensure(state.settings.owner, "admin")
     if person.revoked:  # whoever starts the server has the database
         state.people.restore(person.name)

@@ -74,7 +74,8 @@ function showPeople(people) {
       const change = person.revoked
         ? action("Let in again", person.name, `${person.name} may come back.`, () => call("POST", `${path}/restore`))
         : action("Send away", person.name, `${person.name} is out.`, () => call("POST", `${path}/revoke`));
-      return row(person.name, `${person.name === me ? "you, " : ""}${person.role}, ${person.revoked ? `sent away on ${on(person.revoked)}` : `since ${on(person.created)}`}`, person.name === me ? "" : change);
+      const again = person.revoked ? "" : signingInAgain(person.name);
+      return row(person.name, `${person.name === me ? "you, " : ""}${person.role}, ${person.revoked ? `sent away on ${on(person.revoked)}` : `since ${on(person.created)}`}`, again, person.name === me ? "" : change);
     }),
   );
   const chosen = byId("token-name").value;
@@ -104,8 +105,22 @@ function showTokens(tokens) {
   );
 }
 
-const row = (name, what, button) =>
-  el("li", {}, el("span", { class: "who", dir: "auto" }, name), el("span", { class: "hint", dir: "auto" }, what), button);
+/** For whoever lost their session: an invite is good for one sign-in only. */
+function signingInAgain(name) {
+  return action("New link", name, "The link is made.", async () => {
+    const made = await call("POST", "/tokens", { name, label: "sign-in link", days: 7 });
+    reveal(byId("people").closest("section"), "person-link", made.url);
+  });
+}
+
+const row = (name, what, ...buttons) =>
+  el(
+    "li",
+    {},
+    el("span", { class: "who", dir: "auto" }, name),
+    el("span", { class: "hint", dir: "auto" }, what),
+    el("span", { class: "actions" }, ...buttons),
+  );
 
 /** A button that asks for a change and shows what came of it. */
 function action(text, of, said, ask) {
