@@ -17,7 +17,7 @@ from prefloop.feedback.store import Store
 from prefloop.feedback.tasks import Item
 from prefloop.web.serve import LabelServer
 
-SECONDS = 10_000.0  # milliseconds: how long a busy machine may take
+SECONDS = 20_000.0  # milliseconds: how long a busy machine may take
 expect.set_options(timeout=SECONDS)
 
 

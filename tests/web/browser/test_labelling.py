@@ -287,8 +287,7 @@ def test_what_was_on_its_way_is_sent_after_a_reload_and_counts_once(site: Site, 
 
 def test_a_session_that_ends_takes_nothing_with_it(site: Site) -> None:
     site.ask(PAIR)
-    desk = site.browser()
-    desk.page.goto(site.server.link)
+    desk = site.open("ann")
     desk.at(1)
     desk.keys("2", "r")
     desk.page.keyboard.type("before the end")
@@ -298,10 +297,11 @@ def test_a_session_that_ends_takes_nothing_with_it(site: Site) -> None:
     desk.page.get_by_label("Address or key").fill("no such key, not at all")
     desk.keys("Enter")
     expect(desk.page.locator("#signin-problem")).not_to_be_empty()
-    desk.page.get_by_label("Address or key").fill(site.server.link)
+    desk.page.get_by_label("Address or key").fill(f"{site.url}/#key={site.people.make_token('ann', '')[1]}")
     desk.keys("Enter")
     desk.done()
-    assert [(one.ranks, one.reason) for one in site.judgements()] == [((2, 1), "before the end")]
+    said = [(one.annotator, one.ranks, one.reason) for one in site.judgements()]
+    assert said == [("ann", (2, 1), "before the end")]
 
 
 def test_an_invite_is_accepted_with_a_name(site: Site) -> None:
