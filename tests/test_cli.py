@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
+import httpx
 import pytest
 import sqlalchemy as sa
 import typer
@@ -168,6 +169,34 @@ def test_demo_with_people(call: Call, tmp_path: Path) -> None:
     assert "Judged by: true preference" in ok(call("demo", "--human", "--no-wait", *options))
     run = Path(place) / "runs" / "seed-0-human"
     assert read_json(run / "label" / "manifest.json")["judgements"] == 10
+
+
+def test_the_demo_shows_its_own_page_to_judge_on(tmp_path: Path) -> None:
+    """What is printed is all that somebody needs: the link signs them in, their votes let the run go on by itself."""
+    options = settings("data.world_prompts=60", "data.world_heldout=30", "label.minimum=6", 'algorithms=["dpo"]')
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefloop", "demo", "--human", *options],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        link = re.compile(r"Open (http://127\.0\.0\.1:\d+)/#key=(\S+)")
+        found = next(match for line in process.stdout if (match := link.search(line)))
+        with httpx.Client(base_url=found[1], headers={"Origin": found[1]}) as browser:
+            assert browser.post("/api/session", json={"key": found[2]}).json()["role"] == "admin"
+            for number in range(6):
+                task = browser.post("/api/tasks/next").json()["task"]
+                ranks = list(range(1, len(task["answers"]) + 1))
+                send = {"id": f"send-{number:08}", "verdicts": [{"criterion": "overall", "ranks": ranks}]}
+                assert browser.post(f"/api/tasks/{task['id']}/judgement", json=send).json()["stored"] == 1
+        shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert "Judged by: true preference" in shown
+    run = tmp_path / "prefloop-demo" / "runs" / "seed-0-human"
+    assert read_json(run / "label" / "manifest.json")["judgements"] == 6
 
 
 def test_a_project_from_init_to_report(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
