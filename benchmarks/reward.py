@@ -21,9 +21,9 @@ import torch
 from prefloop.config import RewardConfig
 from prefloop.dataset import judged_pairs
 from prefloop.demo.world import WORLDS
-from prefloop.evaluation.intervals import Estimate, clustered_wilson
 from prefloop.evaluation.reward_quality import evaluate_reward
 from prefloop.feedback.aggregate import Comparison, read_snapshot
+from prefloop.feedback.intervals import Estimate, clustered_wilson
 from prefloop.models.heads import RewardModel
 from prefloop.policy import load_policy
 from prefloop.recipes import load_recipe

@@ -20,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 import typer
 from rich.console import Console
+from tests.databases import Server
 from tests.test_pipeline import MODEL, dialogues, tiny
 from tests.toys import byte_tokenizer, heeds_ctrl_c, judge_some
 
@@ -28,7 +29,7 @@ from prefloop.chat import Chat
 from prefloop.console import comparison_table, printable
 from prefloop.dataset import place
 from prefloop.feedback.assignment import Queue
-from prefloop.feedback.records import Prompt
+from prefloop.feedback.records import Completion, Judgement, Prompt
 from prefloop.feedback.store import Store
 from prefloop.feedback.tables import ITEMS
 from prefloop.recipes import dump_recipe, load_recipe
@@ -95,18 +96,8 @@ COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined
 
 
 def test_these_are_the_commands() -> None:
-    assert list(COMMANDS) == [
-        "demo",
-        "init",
-        "run",
-        "import",
-        "export",
-        "sample",
-        "evaluate",
-        "report",
-        "inspect",
-        "chat",
-    ]
+    known = "demo init run import export backup restore sample label stats evaluate report inspect chat"
+    assert list(COMMANDS) == known.split()
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -214,6 +205,22 @@ def test_import_tells_what_it_left_out(call: Call, tmp_path: Path) -> None:
     assert "x.jsonl: 3 rows (demonstration): 2 new prompts" in shown
     assert re.search(r"1 rows left out: .*missing.* \(line 2\)", shown)
     assert "1 rows: field 'extra' is not used" in shown
+
+
+def test_backup_and_restore(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Server) -> None:
+    """A project moves to PostgreSQL by the environment alone."""
+    rows = [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ok(call("import", "x.jsonl"))
+    assert ok(call("backup", "out.db")) == "out.db: 2 prompts, 2 demonstrations\n"
+    assert "out.db is there already" in call("backup", "out.db").err
+    assert "is not empty (2 prompts, 2 demonstrations)" in call("restore", "out.db").err
+    monkeypatch.setenv("PREFLOOP_DATABASE", postgres.create())
+    assert ok(call("restore", "out.db")) == "Restored from out.db: 2 prompts, 2 demonstrations\n"
+    assert "0 new prompts" in ok(call("import", "x.jsonl"))
+    (tmp_path / "feedback.db").unlink()
+    assert ok(call("backup", "again.db")) == "again.db: 2 prompts, 2 demonstrations\n"
+    assert not (tmp_path / "feedback.db").exists()
 
 
 # Single tasks
@@ -501,3 +508,51 @@ def test_the_formats_of_the_commands_are_those_that_there_are() -> None:
 def test_export_needs_a_project(call: Call, tmp_path: Path) -> None:
     assert "does not exist; is this the project's folder?" in call("export", "--format", "prompt", "out.csv").err
     assert not names(tmp_path)
+
+
+# What the judgements are worth
+
+
+def test_stats_tells_what_the_judgements_are_worth(
+    call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr(cli, "console", Console(width=80))
+    shown = ok(call("stats"))
+    for part in ("judgements by 6 annotators", "Judgements by day", "sim-careful", "η: 0", "Bias:", "weight", "█"):
+        assert part in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    figures = json.loads(ok(call("stats", "--json")))
+    assert figures["criteria"][0]["name"] == "overall"
+    assert ok(call("stats", "--criterion", "overall")) == shown
+    wrong = call("stats", "--criterion", "tone")
+    assert wrong.code == 2
+    assert "no judgements by the criterion 'tone'" in wrong.err
+
+
+def test_stats_of_an_empty_store_and_of_none(call: Call) -> None:
+    missing = call("stats")
+    assert missing.code == 2
+    assert "feedback.db" in missing.err
+    Store.open("feedback.db").close()
+    assert "0 judgements by 0 annotators" in ok(call("stats"))
+
+
+def test_a_hostile_name_does_not_steer_the_terminal(call: Call) -> None:
+    prompt = Prompt.of("p")
+    a, b = (Completion(prompt_id=prompt.id, text=text, origin="o\x1b[2J") for text in "ab")
+    said = Judgement(
+        id="1",
+        prompt_id=prompt.id,
+        annotator="[red]eve\x1b[31m",
+        source="human",
+        shown=(a.id, b.id),
+        ranks=(1, 2),
+        flags=("\x1b]0;x\x07",),
+        criterion="\x1b[1mc",
+    )
+    with Store.open("feedback.db") as store:
+        store.add([prompt, a, b, said])
+    shown = ok(call("stats"))
+    assert "\x1b" not in shown
+    assert "[red]eve" in shown

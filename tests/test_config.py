@@ -44,7 +44,7 @@ FIELDS = {
     "pretrain": f"{OPTIMISATION} files tokens batch_tokens block",
     "sft": f"{OPTIMISATION} epochs batch_size loss_on demonstrations",
     "sample": "prompts heldout answers temperature max_response_tokens batch_size",
-    "label": "by overlap minimum gold gold_share reward_model control_share",
+    "label": "by overlap minimum gold gold_share reward_model control_share weights",
     "reward": f"{OPTIMISATION} epochs batch_size centre_coef loss margin random_answers ensemble pessimism criteria",
     "judge": f"{OPTIMISATION} epochs batch_size centre_coef loss margin random_answers fraction",
     "ppo": f"{GRADIENT} answers critic gamma lam value_clip_range value_coef whiten_rewards",

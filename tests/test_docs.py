@@ -97,7 +97,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     first, second = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("store")
     dialogues(second / "dialogues.jsonl")
     everything = f"algorithms={json.dumps(ALGORITHMS)}"
-    return [pipeline.run(tiny(everything), first), pipeline.run(from_store("judge.fraction=0.3"), second)]
+    weighted = ("label.overlap=3", "label.weights=reliability")
+    return [pipeline.run(tiny(everything, *weighted), first), pipeline.run(from_store("judge.fraction=0.3"), second)]
 
 
 def keys(value: Any) -> Iterator[str]:

@@ -31,6 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"evaluation", "training", "models", "chat", *DATA},
     # The report reads files only.
     "report": {"report"},
+    # The pages and their API stand on the data alone.
+    "web": {"web", "feedback", "prefloop"},
+    "client": {"web"},
     # Where the islands meet.
     "runs": set(),
     "dataset": {"config", "recipes", "chat", "demo", *DATA},
@@ -67,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
         "report",
         "runs",
         "tasks",
+        "web",
     },
     "__main__": {"cli"},
     "__init__": {"api"},
@@ -74,7 +78,8 @@ ALLOWED: dict[str, set[str]] = {
 """Each part of the package, and the parts that it may import."""
 
 WITHOUT_TORCH = {
-    *("feedback", "seeds", "demo", "labelers", "config", "recipes", "chat", "report", "runs", "console", "dataset")
+    *("feedback", "seeds", "demo", "labelers", "config", "recipes", "chat", "report", "runs", "console", "dataset"),
+    *("web", "client"),
 }
 TORCH_FAMILY = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "jaxtyping"}
 ONLY: dict[str, set[str]] = {
@@ -143,6 +148,9 @@ def test_every_import_follows_the_layering() -> None:
         ("report/page.py", "from prefloop.pipeline import run", "may not import pipeline"),
         ("chat.py", "from .models.policy import Policy", "may not import models"),
         ("training/ppo.py", "from prefloop import report", "may not import report"),
+        ("web/tasks.py", "from prefloop.pipeline import run", "may not import pipeline"),
+        ("web/app.py", "import torch", "kept free of torch"),
+        ("feedback/people.py", "from prefloop.web.settings import Settings", "may not import web"),
         ("novel/idea.py", "import json", "no rule for this part"),
     ],
 )

@@ -272,6 +272,7 @@ def test_a_second_run_skips_everything(project: Path) -> None:
         ("judge.epochs=2.0", ""),
         ("reward.epochs=2.0", "reward ppo evaluation"),
         ("label.overlap=2", "label reward ppo dpo evaluation"),
+        ("label.weights=reliability", "label reward ppo dpo evaluation"),
         ("sample.temperature=0.9", "sample label reward ppo dpo evaluation"),
         ("sample.max_response_tokens=13", "sample label reward ppo dpo evaluation"),
         ("evaluate.max_response_tokens=13", "evaluation"),

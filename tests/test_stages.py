@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from tests.test_docs import code, keys, sections
 from tests.test_pipeline import contents, dialogues, figures, from_store, run, tiny
 from transformers import AutoModelForSequenceClassification
 
-from prefloop.feedback.aggregate import read_snapshot
+from prefloop.dataset import judged_pairs
+from prefloop.feedback.aggregate import Comparison, read_snapshot
 from prefloop.feedback.formats import import_file
 from prefloop.feedback.records import Judgement
 from prefloop.feedback.store import Store
+from prefloop.labelers.simulated import PANEL
 from prefloop.models.heads import RewardEnsemble
 from prefloop.models.loading import load_reward_model
+from prefloop.recipes import Recipe
 from prefloop.runs import file_hash, read_json, read_lines
 
 DOCUMENTED = code(sections("run-folder.md")["`reward/evaluation.json`"]) | code(sections("run-folder.md")[""])
@@ -161,3 +165,36 @@ def test_a_single_criterion_by_name_is_learnt_like_the_runs_own(tmp_path: Path) 
         run(from_store(*options, 'algorithms=["ppo"]', "judge.fraction=0.3", "ppo.iterations=1"), tmp_path)
         found.append(_member(tmp_path / "runs" / "tiny"))
     assert found[0] == found[1]
+
+
+# Votes by reliability
+
+
+def test_a_run_weights_votes_by_reliability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are in the label stage's folder, and the reward model and DPO learn from votes that have them."""
+    settings = ("label.overlap=5", "label.weights=reliability", "sample.prompts=60", 'algorithms=["dpo"]')
+    seen: list[list[Comparison]] = []
+
+    def spy(recipe: Recipe, found: list[Comparison]) -> Any:
+        seen.append(found)
+        return judged_pairs(recipe, found)
+
+    monkeypatch.setattr("prefloop.stages.judged_pairs", spy)
+    run(tiny(*settings), tmp_path)
+    label = tmp_path / "runs" / "tiny" / "label"
+    annotators = read_json(label / "annotators.json")["overall"]
+    told = sections("run-folder.md")["`label/annotators.json`"]
+    assert set(keys(next(iter(annotators.values())))) <= code(told) | code(sections("run-folder.md")[""])
+    frozen = read_snapshot(label / "snapshot.jsonl")
+    cast = Counter(judgement.annotator for judgement in frozen.judgements)
+    assert annotators.keys() == cast.keys() == {annotator.name for annotator in PANEL}
+    weights = {name: one["weight"] for name, one in annotators.items()}
+    assert len(set(weights.values())) > 1
+    assert sum(weights[name] * n for name, n in cast.items()) == pytest.approx(cast.total(), rel=0.05)
+    assert len(seen) == 2  # for the reward model, which measures, and for DPO
+    for found in seen:
+        assert found == frozen.comparisons(weights) != frozen.comparisons()
+
+
+def test_by_default_everybody_weighs_the_same(plain: Path) -> None:
+    assert not list(plain.glob("runs/*/label/annotators.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -213,13 +214,37 @@ def export(
     from prefloop.feedback.formats import export_file
     from prefloop.feedback.store import Store
 
-    with Store.of_project(Path(), create=False) as store:
+    with Store.of_project(Path.cwd(), create=False) as store:
         report = export_file(store, format, out, criterion=criterion)
     _say(f"{out}: {report.rows} rows ({format})")
     for reason, count in report.left_out.items():
         _say(f"  {count} left out: {reason}", "yellow")
     for what, count in report.noted.items():
         _say(f"  {count}: {what}", "dim")
+
+
+@app.command()
+def backup(
+    out: Annotated[Path, typer.Argument(help="The file to write; one that is there is not overwritten.")],
+) -> None:
+    """Write this project's store to one file, as it is at this moment, while others go on working."""
+    from prefloop.feedback.backup import back_up
+    from prefloop.feedback.store import Store
+
+    with Store.of_project(Path.cwd(), create=False) as store:
+        rows = back_up(store, out)
+    _say(f"{out}: {_rows(rows)}")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A backup.")],
+) -> None:
+    """Write a backup into this project's store, which must be missing or empty."""
+    from prefloop.feedback import backup
+    from prefloop.feedback.database import place_of
+
+    _say(f"Restored from {file}: {_rows(backup.restore(file, place_of(Path.cwd())))}")
 
 
 @app.command()
@@ -266,6 +291,58 @@ def sample(
             f"{made.added} prompts with {answers} answers each wait for votes ({made.done}{wanted} so far).\n"
             "To judge them: prefloop label"
         )
+
+
+@app.command()
+def label(
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; one that other machines reach needs --url.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 8765,
+    url: Annotated[
+        str, typer.Option(help="Where a team's browsers reach the pages, such as `https://label.example.org`.")
+    ] = "",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the link.")] = False,
+) -> None:
+    """Judge answers in the browser, alone or with a team, until Ctrl-C."""
+    from prefloop.feedback.store import Store
+    from prefloop.web.serve import LabelServer, open_browser
+
+    with Store.of_project(Path.cwd(), create=False) as store:
+        server = LabelServer(store, host, port, url)
+        _say(f"Open {server.link}\nThis link signs you in as {server.settings.owner} while the server runs.")
+        if url:
+            _say(f"Others need an invite: make links for them at {server.settings.origins[0]}/admin")
+        _say("Ctrl-C stops the server.", "dim")
+        if not no_browser and not url:
+            open_browser(server.link)
+        try:
+            server.run()
+        except KeyboardInterrupt:
+            Console(stderr=True).print("\nStopped. Everything that was sent is kept.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@app.command()
+def stats(
+    criterion: Annotated[
+        str | None, typer.Option(help="Only judgements by this criterion; all of them when not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every figure as one JSON object.")] = False,
+) -> None:
+    """Say what the judgements in this project's store are worth: agreement, reliability, bias, votes still needed."""
+    from prefloop.console import statistics_tables
+    from prefloop.feedback.assignment import Queue
+    from prefloop.feedback.statistics import statistics
+    from prefloop.feedback.store import Store
+
+    with Store.of_project(Path.cwd(), create=False) as store:
+        queue = Queue(store)
+        found = statistics(store, criterion, gold=queue.gold_ranks(), skips=queue.skips()).to_json()
+    if as_json:
+        console.print(Text(found), soft_wrap=True)
+    else:
+        console.print(statistics_tables(json.loads(found)))
 
 
 @app.command()
@@ -334,6 +411,10 @@ def chat(
     while text := _ask():
         console.print(Text(printable(answers.send(text))))
         next(answers)
+
+
+def _rows(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {table}" for table, count in counts.items() if count) or "nothing in it"
 
 
 def _as_name(folder: str) -> str:

@@ -158,6 +158,8 @@ class LabelConfig(Section):
     """With ``human``: a reward model's folder (an ensemble at best); what it is least sure of is asked first."""
     control_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of an annotator's tasks that is drawn by lot, whatever ``reward_model`` says."""
+    weights: Literal["equal", "reliability"] = "equal"
+    """What an annotator's vote counts: one for everybody, or by estimated reliability (Crowd-BT), 1 on average."""
 
 
 class ScoreConfig(Optimisation):

@@ -1,7 +1,8 @@
-"""What a run looks like in a terminal: a live table of stages, and a summary at the end."""
+"""What a run looks like in a terminal: a live table of stages, and a summary at the end. And what people said."""
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -178,3 +179,171 @@ def _change(figures: dict[str, Any], name: str, how: str) -> str:
     if f"{name}_before" not in figures:
         return ""
     return f"{figures[f'{name}_before']:{how}} → {figures[f'{name}_after']:{how}}"
+
+
+# What people said
+
+
+def statistics_tables(figures: dict[str, Any], days: int = 14) -> Group:
+    """What `prefloop.feedback.statistics.Statistics.to_json` says, for a terminal of 80 columns."""
+    totals = figures["totals"]
+    parts: list[Any] = [
+        Text(
+            f"{totals['judgements']:,} judgements by {totals['annotators']:,} annotators, {totals['prompts']:,} "
+            f"prompts, {totals['completions']:,} answers, {totals['demonstrations']:,} demonstrations."
+        )
+    ]
+    if figures["flags"]:
+        flags = (f"{printable(name)} {count:,}" for name, count in figures["flags"].items())
+        parts.append(Text("Flags: " + ", ".join(flags)))
+    if figures["days"]:
+        parts.append(_days_table(figures["days"], days))
+    for criterion in figures["criteria"]:
+        parts += _criterion_parts(criterion)
+    return Group(*parts)
+
+
+def _days_table(rows: Sequence[dict[str, Any]], days: int) -> Table:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["date"]] = counts.get(row["date"], 0) + row["judgements"]
+    table = _plain_table("Judgements by day (UTC)" + (f", the last {days}" if len(counts) > days else ""))
+    most = max(counts.values())
+    for date in sorted(counts)[-days:]:
+        table.add_row(date, f"{counts[date]:>9,}", _bar(counts[date] / most, 40))
+    return table
+
+
+def _criterion_parts(found: dict[str, Any]) -> list[Any]:
+    ties = "" if found["ties"] is None else f"; {found['ties']:.0%} of votes are ties"
+    unsure = f"; {found['cannot_judge']:,} could not judge" if found["cannot_judge"] else ""
+    head = (
+        f"{found['judgements']:,} judgements of {found['pairs']:,} pairs, {found['shared']:,} of them by two "
+        f"annotators or more{ties}{unsure}"
+    )
+    parts: list[Any] = [Text(f"\n{printable(found['name'])}", style="bold"), Text(head)]
+    parts += _agreement_lines(found["agreement"])
+    parts.append(_annotators_table(found["annotators"]))
+    for one in found["annotators"]:
+        reasons = [*one["suspicions"], *one["leanings"]]
+        parts += [Text(printable(f"{one['name']}: {why}"), style="yellow") for why in reasons]
+    parts += _bias_lines(found["bias"]) if found["bias"] else []
+    if found["questions"]:
+        parts.append(_questions_table(found["questions"]))
+    parts += [Text(f"{advice[0].upper()}{advice[1:]}.", style="cyan") for advice in found["advice"]]
+    parts += [Text(f"Estimated from a part: {what}.", style="dim") for what in found["sampled"]]
+    return parts
+
+
+def _agreement_lines(found: dict[str, Any]) -> list[Text]:
+    if not found["raw"]:
+        return []
+    alpha = ", ".join(
+        f"{name} {_interval(found[key], '.2f')}"
+        for name, key in (("nominal", "alpha"), ("ordinal", "alpha_ordinal"))
+        if found[key]
+    )
+    lines = [Text(f"Two annotators say the same in {_share(found['raw'])} of cases. Krippendorff's α: {alpha}.")]
+    if found["accuracy_of_one"]:
+        lines.append(
+            Text(
+                f"Where both take a side, in {_share(found['decided'])}: as if each were right in "
+                f"{_share(found['accuracy_of_one'])}."
+            )
+        )
+    return lines
+
+
+def _annotators_table(rows: Sequence[dict[str, Any]], most: int = 40) -> Table:
+    more = f" (the {most} with the most judgements, of {len(rows)})" if len(rows) > most else ""
+    table = _plain_table(f"Annotators{more}")
+    table.add_column("", overflow="fold")
+    for heading in ("judged", "sec.", "gold", "agrees", "left"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("η: 0 ─── ½ ─── 1", no_wrap=True)
+    table.add_column("weight", justify="right", no_wrap=True)
+    for row in rows[:most]:
+        table.add_row(
+            Text(printable(row["name"]), style="yellow" if row["suspicions"] else ""),
+            f"{row['judgements']:,}",
+            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            *("" if row[key] is None else f"{row[key]['value']:.0%}" for key in ("gold", "agreement", "left")),
+            _interval_bar(row["reliability"], 15) if row["reliability"] else "",
+            f"{row['weight']:.2f}",
+        )
+    table.show_header = True
+    return table
+
+
+def _bias_lines(found: dict[str, Any]) -> list[Text]:
+    """Logits as the share of votes that two otherwise equal answers would get."""
+    lines = [f"the answer shown first {_chosen(found['position'], 1.0)}"]
+    told = {
+        "length": ("one twice as long", 1 / 3),
+        "lists": ("one with a list, against one without,", 1.0),
+        "headings": ("one with headings, against one without,", 1.0),
+    }
+    for name, effect in found["features"].items():
+        what, difference = told[name]
+        lines.append(f"{what} {_chosen(effect, difference)}")
+    if found["within_pairs"]:
+        lines.append(f"the answer shown first, by pairs judged in both orders, {_chosen(found['within_pairs'], 1.0)}")
+    return [Text("Bias: of two answers equal otherwise,")] + [Text(f"  {line}") for line in lines]
+
+
+def _questions_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = _plain_table("Which is better?")
+    table.add_column("", overflow="fold")
+    table.add_column("over", overflow="fold")
+    for heading in ("win rate (95 %)", "votes", "still needed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        rate, needed = row["win_rate"], row["needed"]
+        missing = "none: answered" if needed["answered"] else "no end" if needed["more"] is None else ""
+        table.add_row(
+            Text(printable(row["one"])),
+            Text(printable(row["other"])),
+            f"{rate['value']:.1%} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})",
+            f"{rate['n']:,}",
+            missing or f"{needed['more']:,}",
+        )
+    table.show_header = True
+    return table
+
+
+def _plain_table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        show_header=False,
+    )
+
+
+def _share(estimate: dict[str, Any]) -> str:
+    return f"{estimate['value']:.0%} ({100 * estimate['low']:.0f}–{100 * estimate['high']:.0f})"
+
+
+def _interval(estimate: dict[str, Any], how: str) -> str:
+    return f"{estimate['value']:{how}} ({estimate['low']:{how}} to {estimate['high']:{how}})"
+
+
+def _chosen(logits: dict[str, Any], difference: float) -> str:
+    low, value, high = (1 / (1 + math.exp(-difference * logits[key])) for key in ("low", "value", "high"))
+    return f"is chosen in {value:.0%} ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def _bar(share: float, width: int) -> str:
+    eighths = round(8 * width * share)
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
+
+
+def _interval_bar(estimate: dict[str, Any], width: int) -> str:
+    """An interval between 0 and 1 as a line with its value on it; a mark at one half."""
+    low, value, high = (round((width - 1) * min(1.0, max(0.0, estimate[key]))) for key in ("low", "value", "high"))
+    line = ["─" if low <= k <= high else "·" for k in range(width)]
+    line[width // 2] = "┼" if low <= width // 2 <= high else "│"
+    line[value] = "●"
+    return "".join(line)

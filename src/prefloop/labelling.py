@@ -11,20 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
+from typing import Any
 
 from prefloop.context import Context
 from prefloop.feedback.aggregate import Comparison, Snapshot, comparisons, snapshot
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.formats import read_file
+from prefloop.feedback.pairs import pair_votes
 from prefloop.feedback.priority import information
 from prefloop.feedback.records import CANNOT_JUDGE, Completion, Judgement, Prompt, content_id
+from prefloop.feedback.reliability import annotator_weights
 from prefloop.feedback.tasks import Item
 from prefloop.labelers.simulated import PANEL, assign, judge
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy
 from prefloop.rewarding import member_scores
 from prefloop.rollout.batch import Rollout
-from prefloop.runs import StageWriter, read_json, read_lines
+from prefloop.runs import StageWriter, read_json, read_lines, write_json
 from prefloop.seeds import derive
 from prefloop.training.loop import Metrics
 from prefloop.training.online_dpo import PairJudge, Votes
@@ -46,6 +49,8 @@ def label(context: Context, writer: StageWriter) -> None:
     for one in frozen:
         _check_judged(one)
         one.write(writer.folder / snapshot_name(context, one.criterion))
+    if context.recipe.label.weights == "reliability":
+        write_json(writer.folder / "annotators.json", {one.criterion: _weighed(context, one) for one in frozen})
     hashes = [one.hash for one in frozen]
     writer.extra |= {
         "snapshot": hashes[0] if len(hashes) == 1 else content_id("snapshots", hashes),
@@ -93,6 +98,16 @@ def items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
         completion = Completion.model_validate(row)
         answers.setdefault(completion.prompt_id, []).append(completion)
     return [(prompts[key], found) for key, found in answers.items() if len(found) > 1]
+
+
+def _weighed(context: Context, frozen: Snapshot) -> dict[str, Any]:
+    """What each annotator's votes weigh, and the reliability behind it, whose level gold items fix."""
+    right = Queue(context.store).gold_ranks()
+    tested = [one for one in context.store.judgements(frozen.criterion) if one.id in right]
+    completions = [*frozen.completions, *context.store.completions({one.prompt_id: None for one in tested})]
+    found = annotator_weights(pair_votes([*frozen.judgements, *tested], completions, right))
+    judges = {one.annotator for one in frozen.judgements}
+    return {name: {"weight": w, "reliability": eta} for name, (w, eta) in sorted(found.items()) if name in judges}
 
 
 # People

@@ -19,6 +19,7 @@ from prefloop import __version__
 from prefloop.config import ALGORITHMS, DIRECT, ON_POLICY, RewardSource, StageName
 from prefloop.context import Context
 from prefloop.dataset import Dataset, prepare
+from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
 from prefloop.labelling import ask_people, judged_so_far
@@ -213,8 +214,11 @@ def _key(stage: StageName, context: Context, keys: dict[StageName, str]) -> str:
     elif stage == "sample":
         parts |= {"prompts": data.prompts_hash, "limits": limits, "judge_fraction": recipe.judge.fraction}
     elif stage == "label" and recipe.label.by != "simulated":
-        parts["config"] = recipe.label.by  # how people were asked is over; what they said counts
+        # How people were asked is over; what they said counts.
+        parts["config"] = [recipe.label.by, recipe.label.weights]
         parts["judgements"] = [frozen.hash for frozen in judged_so_far(context)]
+        if recipe.label.weights == "reliability":
+            parts["gold"] = sorted(Queue(context.store).gold_ranks())
     elif stage in ("reward", "judge", *DIRECT):
         parts |= {"limits": limits, "judge_fraction": recipe.judge.fraction}
         if stage == "judge":

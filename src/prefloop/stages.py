@@ -235,7 +235,11 @@ def _judged_by_criterion(context: Context) -> list[list[list[Comparison]]]:
 
 
 def _comparisons(context: Context, criterion: str) -> list[Comparison]:
-    return read_snapshot(context.run / "label" / snapshot_name(context, criterion)).comparisons()
+    frozen = read_snapshot(context.run / "label" / snapshot_name(context, criterion))
+    if context.recipe.label.weights == "equal":
+        return frozen.comparisons()
+    annotators = read_json(context.run / "label" / "annotators.json")[criterion]
+    return frozen.comparisons({name: figures["weight"] for name, figures in annotators.items()})
 
 
 def _manifest(context: Context, stage: str) -> dict[str, Any]:

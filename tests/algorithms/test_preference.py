@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 
 from prefloop.algorithms.dpo import dpo_loss
-from prefloop.algorithms.preference import (
-    MAX_TIED,
-    bradley_terry_loss,
-    centring_penalty,
-    choices,
-    plackett_luce_loss,
-)
+from prefloop.algorithms.preference import bradley_terry_loss, centring_penalty, plackett_luce_loss
+from prefloop.feedback.scores import MAX_TIED, choices
 
 D = torch.float64
 

@@ -13,8 +13,8 @@ import torch
 from scipy.stats import spearmanr
 from tests.toys import byte_tokenizer, llama, random_sequences
 
-from prefloop.evaluation.intervals import clustered_wilson, effective_number, wilson
 from prefloop.evaluation.reward_quality import evaluate_reward, figures
+from prefloop.feedback.intervals import clustered_wilson, effective_number, wilson
 from prefloop.models.heads import RewardEnsemble, RewardModel
 from prefloop.training.comparisons import PreferenceGroup
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from prefloop.evaluation.intervals import wilson
 from prefloop.evaluation.win_rate import Answers, alarms, compare
+from prefloop.feedback.intervals import wilson
 from prefloop.feedback.records import Prompt
 
 

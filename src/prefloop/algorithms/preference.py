@@ -11,8 +11,6 @@ the mean of −log P over all orders that they may have. For two answers it is B
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +18,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Stats = dict[str, Tensor]
-MAX_TIED = 12
-"""Answers that may tie in a ranking: t of them make 2^t − 1 choices."""
 
 
 def bradley_terry_loss(
@@ -67,7 +63,7 @@ def plackett_luce_loss(
 ) -> tuple[Float[Tensor, " C"], Stats]:
     """−w Σ_i q_i log((1−ε)·p_i + ε/n) for each choice out of n answers, p being the softmax of their scores.
 
-    A ranking is the choices that :func:`choices` gives; its −log P is the sum of theirs.
+    A ranking is the choices that `prefloop.feedback.scores.choices` gives; its −log P is the sum of theirs.
 
     Args:
         scores: of the answers of each choice.
@@ -90,34 +86,6 @@ def plackett_luce_loss(
     loss = -weights * (chosen * log_p.masked_fill(~shown, 0.0)).sum(1)
     best = (scores.detach() == scores.detach().amax(1, keepdim=True)).to(chosen.dtype)
     return loss, {"accuracy": weights * (chosen * best).sum(1) / best.sum(1)}
-
-
-def choices(tiers: Sequence[Sequence[int]], best_only: bool = False) -> Iterator[tuple[tuple[int, ...], int, float]]:
-    """A ranking as choices: (answers, how many of the first of them may be the one chosen, weight).
-
-    Drawing the answers of a tier T one by one in any order leaves, after some draws, a subset S of it and all that
-    rank lower. Every subset of a size m is equally likely, and so is every member to be drawn next. So the mean over
-    the |T|! orders is a sum over the 2^|T| − 1 subsets: a choice out of S and the rest, weight 1 / C(|T|, m), in
-    which each of S is chosen with probability 1/m. The weights of a ranking of K answers sum to K − 1.
-
-    Args:
-        tiers: the answers, best tier first; those of one tier tie.
-        best_only: only the first tier was chosen, and nothing is known about the others.
-
-    Raises:
-        ValueError: more than ``MAX_TIED`` answers tie.
-    """
-    for number, tier in enumerate(tiers[:1] if best_only else tiers):
-        if len(tier) > MAX_TIED:
-            raise ValueError(
-                f"{len(tier)} answers to one prompt tie; Plackett–Luce takes up to {MAX_TIED}, since t of them make "
-                '2^t choices. Use loss = "bradley-terry", or leave that ranking out'
-            )
-        rest = tuple(answer for lower in tiers[number + 1 :] for answer in lower)
-        for size in range(len(tier), 0, -1):
-            if size + len(rest) > 1:
-                for subset in combinations(tier, size):
-                    yield (*subset, *rest), size, 1 / math.comb(len(tier), size)
 
 
 def centring_penalty(first: Float[Tensor, " P"], second: Float[Tensor, " P"]) -> Float[Tensor, " P"]:

@@ -10,7 +10,7 @@ import torch
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from prefloop.evaluation.intervals import clustered_wilson, effective_number
+from prefloop.feedback.intervals import clustered_wilson, effective_number
 from prefloop.models.heads import RewardModel
 from prefloop.training.comparisons import PreferenceGroup, flatten
 

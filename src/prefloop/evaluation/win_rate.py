@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from prefloop.evaluation.intervals import length_controlled, wilson
+from prefloop.evaluation.intervals import length_controlled
+from prefloop.feedback.intervals import wilson
 from prefloop.feedback.records import Prompt
 
 Judge = Callable[[Sequence[Prompt], Sequence[str]], list[dict[str, float]]]

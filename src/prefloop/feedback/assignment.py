@@ -224,7 +224,7 @@ class Queue:
         """Where this person stands."""
         with self._database.reading() as db:
             mine = sa.select(TASKS.c.state, sa.func.count()).where(TASKS.c.annotator == annotator)
-            states: dict[str, int] = dict(db.execute(mine.group_by(TASKS.c.state)).tuples().all())
+            states: dict[str, int] = {row[0]: row[1] for row in db.execute(mine.group_by(TASKS.c.state))}
             batches = list(db.execute(open_batches()).mappings())
             remaining, more = _remaining(db, batches, annotator)
             recent = sa.select(TASKS.c.seconds).where(
@@ -248,7 +248,7 @@ class Queue:
         """Annotator → how many tasks they have skipped."""
         query = sa.select(TASKS.c.annotator, sa.func.count()).where(TASKS.c.state == "skipped")
         with self._database.reading() as db:
-            return dict(db.execute(query.group_by(TASKS.c.annotator)).tuples().all())
+            return {row[0]: row[1] for row in db.execute(query.group_by(TASKS.c.annotator))}
 
     def gold_ranks(self) -> dict[str, tuple[int, ...]]:
         """Judgement → the ranks that are right, in the order in which it was shown; of those about gold items."""

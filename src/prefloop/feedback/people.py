@@ -88,7 +88,7 @@ class People:
             return _find(db, name) or self._make(db, name, role)
 
     def revoke(self, name: str) -> None:
-        """From now on this person may do nothing: sessions, tokens and invites of theirs end. LookupError: no such."""
+        """From now on this person may do nothing: their sessions, tokens and invites end. LookupError: no such."""
         with self._database.writing() as db:
             self._change(db, name, moment(self._now()))
             db.execute(self._ending().where(sa.or_(SECRETS.c.person == name, SECRETS.c.author == name)))

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prefloop.algorithms.preference import choices
 from prefloop.chat import Chat, Rendered
 from prefloop.feedback.aggregate import Comparison, Ranking
+from prefloop.feedback.scores import choices
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,16 @@
+"""What can be seen of an answer without understanding it: its length and its formatting."""
+
+from __future__ import annotations
+
+import re
+
+FEATURES = ("length", "lists", "headings")
+"""Words, list items (bulleted or numbered) and headings, as Markdown writes them."""
+
+_LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]", re.MULTILINE)
+_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]|^[ \t]*\*\*[^*\n]+\*\*:?[ \t]*$", re.MULTILINE)
+
+
+def features(text: str) -> tuple[int, int, int]:
+    """`FEATURES` of a text. A line that is bold as a whole is a heading too: models write them so."""
+    return len(text.split()), len(_LIST_ITEM.findall(text)), len(_HEADING.findall(text))

@@ -1,0 +1,383 @@
+"""Everything that a store's judgements say about themselves, in one tree of figures.
+
+`statistics` reads completions and judgements once. What takes longer than counting is bounded: the bootstrap by
+`agreement.resampled`, reliability by `reliability.MOST_VOTES`, the regression by `MOST_VOTES` here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from .agreement import Agreement, agreement, following
+from .bias import Bias, bias, leanings
+from .clickers import coin_evidence, coin_suspicions, gold_suspicion, side_suspicion, speed_suspicion
+from .features import FEATURES, features
+from .intervals import Estimate, clustered_wilson, effective_number, wilson
+from .pairs import Floats, Ints, Numbered, PairCollector, PairVotes
+from .records import CANNOT_JUDGE, Completion, Judgement
+from .reliability import Reliability, crowd_bt
+from .sample_size import Needed, votes_still_needed
+from .store import Store
+
+MOST_VOTES = 200_000
+"""Votes in the regression; of more, those of prompts drawn at random."""
+MOST_QUESTIONS = 20
+"""Pairs of origins that are compared; of more, those with the most votes."""
+FEWEST_SHARED = 100
+"""Pairs judged by two annotators from which on agreement is known to some ±9 %."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """How much there is."""
+
+    prompts: int
+    completions: int
+    demonstrations: int
+    events: int
+    """Judgements ever given, with those that were superseded or taken back."""
+    judgements: int
+    """Those that count today."""
+    annotators: int
+
+
+@dataclass(frozen=True)
+class Day:
+    """How many judgements one annotator gave on one day (UTC)."""
+
+    date: str
+    source: str
+    annotator: str
+    judgements: int
+
+
+@dataclass(frozen=True)
+class AnnotatorStatistics:
+    """One annotator, by one criterion. None where nothing is known."""
+
+    name: str
+    judgements: int
+    ties: float | None
+    """Share of votes that are ties."""
+    skips: int | None
+    seconds: float | None
+    """Median time for one judgement."""
+    words_per_minute: float | None
+    """Median over judgements: words of the answers shown, by the time taken."""
+    gold: Estimate | None
+    """Share of gold items that they got right."""
+    agreement: Estimate | None
+    """Share of votes that go with the majority of the others."""
+    reliability: Estimate | None
+    """η of Crowd-BT; None where no pair of theirs was judged by somebody else or is gold."""
+    weight: float
+    """What a vote would weigh with ``label.weights = "reliability"``; 1 on average."""
+    left: Estimate | None
+    """Share of decided votes for the answer shown first."""
+    suspicions: tuple[str, ...]
+    """Why this annotator may not read, in words; empty when there is no reason to think so."""
+    leanings: tuple[str, ...]
+    """What moves this annotator besides the answers' worth, in words (`bias.leanings`)."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Is one origin of answers better than another?"""
+
+    one: str
+    other: str
+    win_rate: Estimate
+    """Of ``one``; ``n`` is the number of votes, and the interval allows for several of one prompt."""
+    needed: Needed
+
+
+@dataclass(frozen=True)
+class CriterionStatistics:
+    """Everything about the judgements by one criterion."""
+
+    name: str
+    judgements: int
+    cannot_judge: int
+    votes: int
+    """Pairs of answers compared by a judgement; a ranking of K has C(K, 2)."""
+    pairs: int
+    """Different pairs of answers."""
+    shared: int
+    """Those that at least two annotators judged."""
+    prompts: int
+    ties: float | None
+    agreement: Agreement
+    annotators: tuple[AnnotatorStatistics, ...]
+    spread: float | None
+    """σ of Crowd-BT: how far apart two answers are, in logits."""
+    bias: Bias | None
+    questions: tuple[Question, ...]
+    advice: tuple[str, ...]
+    """What is missing before more can be said, in words."""
+    sampled: tuple[str, ...]
+    """What was estimated from a part of the votes only."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """All figures of a store."""
+
+    totals: Totals
+    days: tuple[Day, ...]
+    flags: Mapping[str, int]
+    criteria: tuple[CriterionStatistics, ...]
+
+    def to_json(self) -> str:
+        """One JSON object with the fields' names; intervals as ``{"value", "low", "high", "n"}``."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+
+def statistics(
+    store: Store,
+    criterion: str | None = None,
+    gold: Mapping[str, Sequence[int]] | None = None,
+    skips: Mapping[str, int] | None = None,
+) -> Statistics:
+    """Count and estimate everything.
+
+    Args:
+        criterion: only this one.
+        gold: judgement id → the right ranks of what it shows, for judgements about gold items.
+        skips: annotator → how many items they passed over.
+
+    Raises:
+        ValueError: no judgements by this criterion.
+    """
+    answers = _read_answers(store.completions())
+    days: Counter[tuple[str, str, str]] = Counter()
+    flags: Counter[str] = Counter()
+    columns: dict[str, _Columns] = {}
+    for judgement in store.judgements(criterion):
+        days[judgement.created.date().isoformat(), judgement.source, judgement.annotator] += 1
+        flags.update(judgement.flags)
+        if (found := columns.get(judgement.criterion)) is None:
+            found = columns[judgement.criterion] = _Columns(answers)
+        found.add(judgement, (gold or {}).get(judgement.id))
+    if criterion is not None and not columns:
+        raise ValueError(f"the store has no judgements by the criterion {criterion!r}; leave it out to see all")
+    counts = store.counts()
+    return Statistics(
+        totals=Totals(
+            counts.prompts,
+            counts.completions,
+            counts.demonstrations,
+            counts.judgements,
+            days.total(),
+            len({annotator for _, _, annotator in days}),
+        ),
+        days=tuple(Day(*key, count) for key, count in sorted(days.items())),
+        flags=dict(sorted(flags.items())),
+        criteria=tuple(_of_criterion(name, columns[name], skips) for name in sorted(columns)),
+    )
+
+
+# Reading
+
+
+@dataclass
+class _Answers:
+    """What is known of the completions, by number."""
+
+    numbered: Numbered = field(default_factory=Numbered)
+    features: array[int] = field(default_factory=lambda: array("l"))
+    origin: array[int] = field(default_factory=lambda: array("l"))
+    origins: dict[str, int] = field(default_factory=dict)
+
+
+def _read_answers(completions: Iterable[Completion]) -> _Answers:
+    found = _Answers()
+    for completion in completions:
+        found.numbered.add(completion)
+        found.features.extend(features(completion.text))
+        found.origin.append(found.origins.setdefault(completion.origin, len(found.origins)))
+    return found
+
+
+class _Columns:
+    """The judgements by one criterion, as columns."""
+
+    def __init__(self, answers: _Answers) -> None:
+        self.answers = answers
+        self.collector = PairCollector(answers.numbered)
+        self.names: dict[str, int] = {}
+        self.annotator, self.words = array("l"), array("l")
+        self.seconds, self.gold = array("d"), array("d")
+        self.cannot_judge = 0
+
+    def add(self, judgement: Judgement, gold: Sequence[int] | None) -> None:
+        self.collector.add(judgement, gold)
+        self.annotator.append(self.names.setdefault(judgement.annotator, len(self.names)))
+        number = self.answers.numbered.number
+        self.words.append(sum(self.answers.features[len(FEATURES) * number[key]] for key in judgement.shown))
+        self.seconds.append(math.nan if judgement.seconds is None else judgement.seconds)
+        self.gold.append(math.nan if gold is None else _right(judgement.ranks, gold))
+        self.cannot_judge += CANNOT_JUDGE in judgement.flags
+
+
+def _right(ranks: Sequence[int], gold: Sequence[int]) -> float:
+    """How much of the order that gold fixes is there: 1 for all of it, a half for a tie; NaN where it fixes none."""
+    k = len(gold)
+    orders = [(ranks[i], ranks[j]) for i in range(k) for j in range(k) if gold[i] < gold[j]]
+    return sum((a < b) + (a == b) / 2 for a, b in orders) / len(orders) if orders else math.nan
+
+
+# One criterion
+
+
+def _of_criterion(name: str, columns: _Columns, skips: Mapping[str, int] | None) -> CriterionStatistics:
+    votes, answers = columns.collector.votes(), columns.answers
+    agreed = agreement(votes)
+    found = crowd_bt(votes) if len(votes) else None
+    regressed = _sample(votes)
+    moved = bias(regressed, _by_answer(answers))
+    return CriterionStatistics(
+        name=name,
+        judgements=len(columns.annotator),
+        cannot_judge=columns.cannot_judge,
+        votes=len(votes),
+        pairs=votes.n_pairs,
+        shared=agreed.pairs,
+        prompts=len(np.unique(votes.prompt)),
+        ties=float((votes.value == 0.5).mean()) if len(votes) else None,
+        agreement=agreed,
+        annotators=_annotators(columns, votes, found, leanings(moved) if moved else {}, skips),
+        spread=found.spread if found and any(eta["n"] for eta in found.eta) else None,
+        bias=moved,
+        questions=_questions(votes, answers),
+        advice=tuple(_advice(votes, agreed)),
+        sampled=tuple(
+            filter(
+                None,
+                [
+                    _part("bias", len(regressed), len(votes)),
+                    _part("reliability", found.votes, found.informative) if found else "",
+                ],
+            )
+        ),
+    )
+
+
+def _by_answer(answers: _Answers) -> Floats:
+    """[answers, F] Features."""
+    number = answers.numbered.answer
+    found = np.zeros((int(number.max(initial=-1)) + 1, len(FEATURES)))
+    found[number] = np.array(answers.features, float).reshape(-1, len(FEATURES))
+    return found
+
+
+def _part(what: str, read: int, there: int) -> str:
+    return f"{what}: {read:,} of {there:,} votes" if read < there else ""
+
+
+def _sample(votes: PairVotes) -> PairVotes:
+    if len(votes) <= MOST_VOTES:
+        return votes
+    order = np.random.default_rng(0).permutation(int(votes.prompt.max()) + 1)
+    return votes.rows(order[votes.prompt] < len(order) * MOST_VOTES / len(votes))
+
+
+def _annotators(
+    columns: _Columns,
+    votes: PairVotes,
+    found: Reliability | None,
+    leaning: Mapping[str, tuple[str, ...]],
+    skips: Mapping[str, int] | None,
+) -> tuple[AnnotatorStatistics, ...]:
+    who, seconds, words, gold = (
+        np.array(column, float) for column in (columns.annotator, columns.seconds, columns.words, columns.gold)
+    )
+    latest = votes.latest()
+    rows, score, _ = following(latest)
+    followed = _split(latest.annotator[rows], len(columns.names))
+    cast, given = _split(votes.annotator, len(columns.names)), _split(who.astype(int), len(columns.names))
+    coins = coin_suspicions(coin_evidence(votes))
+    weights = (
+        found.weights(np.bincount(votes.annotator, minlength=len(votes.annotators)))
+        if found
+        else np.ones(len(columns.names))
+    )
+    result = []
+    for name, k in columns.names.items():
+        mine, timed = given[k], given[k][seconds[given[k]] > 0]
+        right = gold[mine][~np.isnan(gold[mine])]
+        accuracy = wilson(float(right.sum()), len(right)) if len(right) else None
+        left = votes.left[cast[k]]
+        decided = left[left != 0.5]
+        pace = 60 * words[timed] / seconds[timed]
+        reasons = [coins[k], gold_suspicion(accuracy) if accuracy else ""]
+        reasons += [speed_suspicion(words[timed], seconds[timed]), side_suspicion(left)]
+        eta = found.eta[k] if found and found.eta[k]["n"] else None
+        with_others = followed[k]
+        result.append(
+            AnnotatorStatistics(
+                name=name,
+                judgements=len(mine),
+                ties=float((left == 0.5).mean()) if len(left) else None,
+                skips=None if skips is None else skips.get(name, 0),
+                seconds=float(np.median(seconds[timed])) if len(timed) else None,
+                words_per_minute=float(np.median(pace)) if len(timed) else None,
+                gold=accuracy,
+                agreement=_share(score[with_others], latest.prompt[rows[with_others]]),
+                reliability=eta,
+                weight=float(weights[k]),
+                left=_share(decided, votes.prompt[cast[k]][left != 0.5]),
+                suspicions=tuple(filter(None, reasons)),
+                leanings=leaning.get(name, ()),
+            )
+        )
+    return tuple(sorted(result, key=lambda one: (-one.judgements, one.name)))
+
+
+def _split(group: Ints, groups: int) -> list[Ints]:
+    """Row numbers of each group."""
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(group, minlength=groups))[:-1])
+
+
+def _share(values: Floats, prompts: Ints) -> Estimate | None:
+    return clustered_wilson(values, prompts) if len(values) else None
+
+
+def _questions(votes: PairVotes, answers: _Answers) -> tuple[Question, ...]:
+    """Win rates between any two origins that were compared, most votes first."""
+    origin, names = np.array(answers.origin, np.int64), list(answers.origins)
+    left, right = origin[votes.shown].T
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    keys, key, counts = np.unique(low * len(names) + high, return_inverse=True, return_counts=True)
+    found: list[Question] = []
+    for k in np.argsort(-counts, kind="stable"):
+        one, other = divmod(int(keys[k]), len(names))
+        if one != other and len(found) < MOST_QUESTIONS:
+            rows = np.flatnonzero(key == k)
+            wins = np.where(left[rows] == one, votes.left[rows], 1 - votes.left[rows])
+            prompts = votes.prompt[rows]
+            needed = votes_still_needed(float(wins.sum()), len(wins), effective_number(wins, prompts))
+            found.append(Question(names[one], names[other], clustered_wilson(wins, prompts), needed))
+    return tuple(found)
+
+
+def _advice(votes: PairVotes, agreed: Agreement) -> Iterable[str]:
+    if len(votes) and agreed.pairs < FEWEST_SHARED:
+        yield (
+            f"{agreed.pairs} pairs were judged by two annotators; agreement, reliability and careless annotators "
+            f"show from about {FEWEST_SHARED} on: set the overlap of a batch to 2 or more"
+        )
+    if agreed.pairs > 0 and agreed.pairs == np.bincount(votes.pair).size and not votes.gold.any():
+        counts = np.bincount(votes.latest().pair)
+        if counts.max() < 4:
+            yield (
+                "no pair has four judgements and no item is gold: reliabilities can be compared with each other, "
+                "but their level is known roughly only; gold items fix it"
+            )

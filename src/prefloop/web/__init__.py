@@ -1,0 +1,1 @@
+"""The labelling and admin pages and their REST API. A thin leaf above `feedback`: no torch, no training."""

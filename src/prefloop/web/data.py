@@ -1,0 +1,104 @@
+"""Administration: feedback in and out, and what it says."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from prefloop.feedback.formats import ExportFormat, Format, ImportReport, export_file, import_file
+from prefloop.feedback.store import Store
+
+from .access import FOR_ADMINS, errors
+from .errors import ProblemError
+from .schemas import Criterion, Imported, Stats
+from .state import Shared
+
+router = APIRouter(prefix="/api", tags=["Data"], dependencies=FOR_ADMINS, responses=errors(401, 403))
+FileName = Annotated[
+    str, Query(max_length=100, pattern=r"^\w[\w.-]*$", description="Its ending says what it is; the answers' origin.")
+]
+JSON_LINES = "application/x-ndjson"
+FILES = {JSON_LINES, "application/octet-stream"}
+_PIECE = 1 << 20
+
+
+@router.get("/stats")
+def stats(state: Shared) -> Stats:
+    """How much there is, and what it says."""
+    return Stats(**vars(state.store.counts()), sections=[])
+
+
+@router.post(
+    "/import",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "The file, as `prefloop import` takes it.",
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(FILES)},
+        }
+    },
+)
+async def import_records(
+    request: Request,
+    state: Shared,
+    name: FileName,
+    format: Annotated[Format | None, Query(description="Found by looking, unless given.")] = None,
+    skip_bad: Annotated[bool, Query(description="Leave bad rows out and say which.")] = False,
+) -> Imported:
+    """Add a file to the store, all or nothing; the same file again adds nothing."""
+    if request.headers.get("content-type", "").lower() not in FILES:
+        allowed = " or ".join(sorted(FILES))
+        raise ProblemError(415, "The file is not declared.", f"Send it with the header Content-Type: {allowed}.")
+    with tempfile.TemporaryDirectory(prefix="prefloop-import-") as folder:
+        path = Path(folder) / name
+        with path.open("wb") as file:
+            async for piece in request.stream():
+                await run_in_threadpool(file.write, piece)
+        report = await run_in_threadpool(_import, state.store, path, format, skip_bad)
+    skipped = {reason: len(lines) for reason, lines in report.skipped.items()}
+    return Imported(format=report.format or "", rows=report.rows, skipped=skipped, **vars(report.added))
+
+
+def _import(store: Store, path: Path, format: Format | None, skip_bad: bool) -> ImportReport:
+    try:
+        return import_file(store, path, format, skip_bad=skip_bad)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{path.parent}/", "")) from error  # where it lay is not their concern
+
+
+@router.get(
+    "/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}, "description": "One row per line"}},
+)
+def export(
+    state: Shared,
+    format: ExportFormat = "prefloop",
+    criterion: Annotated[Criterion, Query(description="Whose judgements are written.")] = "overall",
+) -> StreamingResponse:
+    """What the store holds, as `prefloop export` writes it; `prefloop` is everything."""
+    folder = tempfile.TemporaryDirectory(prefix="prefloop-export-")
+    try:
+        path = Path(folder.name) / "feedback.jsonl"
+        export_file(state.store, format, path, criterion=criterion)
+    except BaseException:
+        folder.cleanup()
+        raise
+    headers = {
+        "Content-Disposition": f'attachment; filename="{format}.jsonl"',
+        "Content-Length": str(path.stat().st_size),
+    }
+    return StreamingResponse(_pieces(path, folder), headers=headers, media_type=JSON_LINES)
+
+
+def _pieces(path: Path, folder: tempfile.TemporaryDirectory[str]) -> Iterator[bytes]:
+    """What is in a file, which is gone afterwards."""
+    with folder, path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
