@@ -94,7 +94,7 @@ def say_pair(desk: Desk, rng: random.Random, place: int, ranks: tuple[int, ...],
             group.locator("label", has_text=STRENGTHS[strength - 1]).click()
         return
     activate(desk, place)
-    desk.keys(*rng.choices(["1", "2", "ArrowLeft", "t"], k=rng.randrange(4)))  # thinking aloud
+    desk.keys(*rng.choice([[], ["1", "1"], ["2", "2", "2"], ["ArrowLeft", "ArrowLeft"]]))  # thinking aloud
     desk.keys("t")
     if first is not None:
         key = str(first + 1) if how == "numbers" else ("ArrowLeft", "ArrowRight")[first]

@@ -1,7 +1,7 @@
 // What somebody says about one task, as plain values. No page in here.
 //
-// A verdict is a list of tiers, best first: [[2], [0, 1]] has the third answer first and a tie behind it. Answers that
-// are in no tier are not ranked yet. A pair is two answers: [[0], [1]], [[1], [0]] or the tie [[0, 1]].
+// A verdict is a list of tiers, best first: [[2], [0, 1]] has the third answer first and a tie behind it. Answers
+// that are in no tier are not ranked yet. A pair is two answers: [[0], [1]], [[1], [0]] or the tie [[0, 1]].
 
 export const FLAGS = ["unsafe", "personal data", "nonsense", "cannot judge", "all bad"];
 export const CANNOT_JUDGE = "cannot judge";
@@ -23,7 +23,8 @@ export function begin(task, draft) {
     verdicts: task.criteria.map((criterion) => {
       const verdict = verdicts.find((v) => v?.criterion === criterion);
       const tiers = tiersOf(Array.isArray(verdict?.ranks) ? verdict.ranks.slice(0, count) : []);
-      return { criterion, tiers, strength: STRENGTHS.some(([s]) => s === verdict?.strength) ? verdict.strength : null };
+      const known = STRENGTHS.some(([strength]) => strength === verdict?.strength);
+      return { criterion, tiers, strength: known ? verdict.strength : null };
     }),
     flags: FLAGS.filter((flag) => Array.isArray(said.flags) && said.flags.includes(flag)),
     reason: typeof said.reason === "string" ? said.reason : "",
@@ -111,7 +112,8 @@ export function move(tiers, answer, direction) {
 
 /** Into a tie with tier `place`. */
 export function dropOn(tiers, answer, place) {
-  const joined = tiers.map((tier, i) => (i === place ? inOrder([...new Set([...tier, answer])]) : tier.filter((a) => a !== answer)));
+  const rest = tiers.map((tier) => tier.filter((a) => a !== answer));
+  const joined = rest.map((tier, i) => (i === place ? inOrder([...tier, answer]) : tier));
   return joined.filter((tier) => tier.length);
 }
 

@@ -7,10 +7,12 @@ const TYPING = "textarea, select, input:not([type=radio], [type=checkbox])";
 const ITSELF = "button:not(.chip), summary, a[href]"; // Enter presses it; a chip is pressed by Space, Enter sends
 const CHOOSER = "[type=radio], .chip"; // arrows move in it
 
-/** `table`: rows of {keys, shown, what, run(key)}; `ready()` says whether the work listens; Enter is handled here too. */
+/** `table`: rows of {keys, shown, what, run(key)}; `ready()` says whether the work listens. */
 export function listen(table, ready) {
-  const rows = table.map(({ shown, what }) => el("tr", {}, el("th", { scope: "row" }, shown.map((key) => el("kbd", {}, key))), el("td", {}, what)));
-  byId("keys").replaceChildren(...rows);
+  for (const { shown, what } of table) {
+    const keys = shown.map((key) => el("kbd", {}, key));
+    byId("keys").append(el("tr", {}, el("th", { scope: "row" }, keys), el("td", {}, what)));
+  }
   byId("keys-on").checked = preferences.keys;
   byId("keys-on").addEventListener("change", (event) => prefer({ keys: event.target.checked }));
   document.addEventListener("keydown", (event) => {
@@ -28,7 +30,8 @@ export function listen(table, ready) {
   });
   // Who clicks a button goes on typing shortcuts: Enter must send and not press the button again.
   document.addEventListener("click", (event) => {
-    if (event.detail > 0 && document.activeElement?.matches("button:not(dialog button)") && ready()) document.activeElement.blur();
+    const focused = document.activeElement;
+    if (event.detail > 0 && focused?.matches("button:not(dialog button)") && ready()) focused.blur();
   });
 }
 

@@ -17,7 +17,7 @@ import { ask, signOut, whoIsThere } from "./session.js";
 
 const WHY_NOTHING = {
   "all judged": ["All done", "You have judged everything there is for you. New tasks appear here by themselves."],
-  "enough collected": ["Enough collected", "Thank you: there are as many judgements as were wanted. New tasks appear here by themselves."],
+  "enough collected": ["Enough collected", "Thank you: that was all. New tasks appear here by themselves."],
   paused: ["Paused", "Whoever runs this has paused the labelling. It goes on here by itself."],
   refused: ["No task", "The server has none for you at the moment; this page goes on asking."],
   "nothing to judge": ["Nothing to judge yet", "Answers appear here by themselves as soon as there are some."],
@@ -133,8 +133,10 @@ function criterion(i) {
 }
 
 function answerButtons(i) {
-  const rank = task.answers.length > 2 && el("button", { type: "button", class: "quiet rank", "data-rank": i, onclick: () => number(i) });
-  const edit = el("button", { type: "button", class: "quiet", "aria-label": `Edit answer ${i + 1}`, onclick: () => startEdit(i) }, "Edit");
+  const quiet = (attributes, run, ...text) =>
+    el("button", { type: "button", class: "quiet", ...attributes, onclick: run }, ...text);
+  const rank = task.answers.length > 2 && quiet({ class: "quiet rank", "data-rank": i }, () => choose(i));
+  const edit = quiet({ "aria-label": `Edit answer ${i + 1}` }, () => extras.edit(i), "Edit");
   return el("div", { class: "buttons" }, rank, edit);
 }
 
@@ -154,7 +156,8 @@ function sync() {
   }
 }
 
-function number(answer) {
+function choose(answer) {
+  if (answer >= task.answers.length) return;
   const { get, set, node } = verdicts[active];
   if (task.answers.length === 2) {
     set(prefer(get(), answer));
@@ -197,10 +200,6 @@ function nextCriterion() {
   sync();
   verdicts[active].node.scrollIntoView({ block: "nearest" });
   announce(task.criteria[active]);
-}
-
-function startEdit(answer) {
-  extras.edit(answer);
 }
 
 // Sending, skipping, undoing
@@ -297,25 +296,67 @@ function read(changes) {
   if (!setReading({ plain, differences })) say("These answers are too long to compare word by word.");
 }
 
-const TABLE = [
-  { keys: [..."123456789"], shown: ["1", "…", "9"], what: "This answer is better; again: by more. With three or more answers: it is the next best; again: pick it", run: (key) => task && number_(Number(key) - 1) },
-  { keys: ["t"], shown: ["T"], what: "Tie. With three or more answers: the next number ties with the last", run: () => task && sayTie() },
-  { keys: ["ArrowLeft", "ArrowRight"], shown: ["←", "→"], what: "Towards the one answer or the other; move a picked answer", run: (key) => task && leanTo(key === "arrowleft" ? 0 : 1) },
-  { keys: ["Backspace"], shown: ["⌫"], what: "Take the last rank back", run: () => task && takeBack() },
-  { keys: ["c"], shown: ["C"], what: "Next criterion", run: () => task && nextCriterion() },
-  { keys: ["Enter"], shown: ["Enter"], what: "Send; with several criteria: go to the next one that is open. In a text: Ctrl + Enter", run: () => task && send() },
-  { keys: ["u"], shown: ["U"], what: "Undo the last judgement or skip", run: undo },
-  { keys: ["s"], shown: ["S"], what: "Skip this task", run: () => task && skip() },
-  { keys: ["f"], shown: ["F"], what: "Go to the flags (Space sets one)", run: () => task && byId("flags").querySelector("input").focus() },
-  { keys: ["r"], shown: ["R"], what: "Write a reason", run: () => task && byId("reason").focus() },
-  { keys: ["e"], shown: ["E"], what: "Edit the best answer into a better one", run: () => task && startEdit(work.verdicts[0].tiers[0]?.[0] ?? 0) },
-  { keys: ["p"], shown: ["P"], what: "Plain text or Markdown", run: () => read({ plain: !page.preferences.plain }) },
-  { keys: ["d"], shown: ["D"], what: "Mark the words in which two answers differ", run: () => read({ differences: !page.preferences.differences }) },
+const VERDICT_KEYS = [
+  {
+    keys: [..."123456789"],
+    shown: ["1", "…", "9"],
+    what: "This answer is better; again: by more. With three or more answers: it is the next best; again: pick it",
+    run: (key) => choose(Number(key) - 1),
+  },
+  {
+    keys: ["t"],
+    shown: ["T"],
+    what: "Tie. With three or more answers: the next number ties with the last",
+    run: sayTie,
+  },
+  {
+    keys: ["ArrowLeft", "ArrowRight"],
+    shown: ["←", "→"],
+    what: "Towards the one answer or the other; move a picked answer",
+    run: (key) => leanTo(key === "arrowleft" ? 0 : 1),
+  },
+  { keys: ["Backspace"], shown: ["⌫"], what: "Take the last rank back", run: takeBack },
+  { keys: ["c"], shown: ["C"], what: "Next criterion", run: nextCriterion },
+  {
+    keys: ["Enter"],
+    shown: ["Enter"],
+    what: "Send; with several criteria: go to the next one that is open. In a text: Ctrl + Enter",
+    run: send,
+  },
+];
+const TASK_KEYS = [
+  { keys: ["s"], shown: ["S"], what: "Skip this task", run: skip },
+  {
+    keys: ["f"],
+    shown: ["F"],
+    what: "Go to the flags (Space sets one)",
+    run: () => byId("flags").querySelector("input").focus(),
+  },
+  { keys: ["r"], shown: ["R"], what: "Write a reason", run: () => byId("reason").focus() },
+  {
+    keys: ["e"],
+    shown: ["E"],
+    what: "Edit the best answer into a better one",
+    run: () => extras.edit(work.verdicts[0].tiers[0]?.[0] ?? 0),
+  },
+];
+const plain = () => read({ plain: !page.preferences.plain });
+const differences = () => read({ differences: !page.preferences.differences });
+const PAGE_KEYS = [
+  { keys: ["p"], shown: ["P"], what: "Plain text or Markdown", run: plain },
+  { keys: ["d"], shown: ["D"], what: "Mark the words in which two answers differ", run: differences },
   { keys: ["g"], shown: ["G"], what: "Guidelines", run: toggleGuidelines },
   { keys: ["?"], shown: ["?"], what: "This help", run: showHelp },
-  { keys: ["Escape"], shown: ["Esc"], what: "Leave a text; close what is open", run: () => document.activeElement?.blur() },
+  {
+    keys: ["Escape"],
+    shown: ["Esc"],
+    what: "Leave a text; close what is open",
+    run: () => document.activeElement?.blur(),
+  },
 ];
-const number_ = (answer) => answer < task.answers.length && number(answer);
+const UNDO = { keys: ["u"], shown: ["U"], what: "Undo the last judgement or skip", run: undo };
+const onTask = (row) => ({ ...row, run: (key) => task && row.run(key) });
+const TABLE = [...VERDICT_KEYS.map(onTask), UNDO, ...TASK_KEYS.map(onTask), ...PAGE_KEYS];
 
 async function start() {
   const me = await whoIsThere();
@@ -324,8 +365,8 @@ async function start() {
   byId("admin").hidden = me.role !== "admin";
   keeper = new Keeper(me.name);
   listen(TABLE, () => !busy && byId("signin").hidden);
-  byId("plain").addEventListener("click", () => read({ plain: !page.preferences.plain }));
-  byId("differences").addEventListener("click", () => read({ differences: !page.preferences.differences }));
+  byId("plain").addEventListener("click", plain);
+  byId("differences").addEventListener("click", differences);
   byId("undo").addEventListener("click", undo);
   byId("undo-last").addEventListener("click", undo);
   byId("skip").addEventListener("click", () => task && skip());

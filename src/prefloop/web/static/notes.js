@@ -7,9 +7,10 @@ import { FLAGS } from "./judgement.js";
 export function notes(task, get, set) {
   const flags = byId("flags");
   flags.replaceChildren(
-    ...FLAGS.map((flag) =>
-      el("label", { class: "option" }, el("input", { type: "checkbox", value: flag, onchange: setFlags }), el("span", {}, flag)),
-    ),
+    ...FLAGS.map((flag) => {
+      const box = el("input", { type: "checkbox", value: flag, onchange: setFlags });
+      return el("label", { class: "option" }, box, el("span", {}, flag));
+    }),
   );
   function setFlags() {
     set({ flags: [...flags.querySelectorAll(":checked")].map((input) => input.value) });
@@ -25,7 +26,8 @@ export function notes(task, get, set) {
 
   /** Open the editor with an answer's text, or empty for `null`. What is being written is never replaced. */
   function edit(answer) {
-    if (!get().demonstration) set({ demonstration: { answer, text: answer === null ? "" : task.answers[answer].text } });
+    const text = answer === null ? "" : task.answers[answer].text;
+    if (!get().demonstration) set({ demonstration: { answer, text } });
     editor.focus();
     if (answer !== null) editor.setSelectionRange(0, 0);
   }
@@ -37,7 +39,8 @@ export function notes(task, get, set) {
     byId("demonstration").hidden = !demonstration;
     byId("own").hidden = Boolean(demonstration);
     if (!demonstration) return;
-    byId("edited-label").textContent = demonstration.answer === null ? "Your own answer" : `Your version of answer ${demonstration.answer + 1}`;
+    const { answer } = demonstration;
+    byId("edited-label").textContent = answer === null ? "Your own answer" : `Your version of answer ${answer + 1}`;
     if (editor.value !== demonstration.text) editor.value = demonstration.text;
   }
   return { sync, edit };

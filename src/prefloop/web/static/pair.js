@@ -5,16 +5,25 @@ import { STRENGTHS, prefer, preferred, tie, tied } from "./judgement.js";
 
 /** `get()` gives the verdict, `set(verdict)` changes it. Returns {node, sync}. */
 export function pairVerdict(index, question, get, set) {
-  const radio = (group, value, onchange, ...label) =>
-    el("label", { class: "option" }, el("input", { type: "radio", name: `${group}-${index}`, value, onchange }), el("span", {}, ...label));
+  const radio = (group, value, onchange, ...label) => {
+    const input = el("input", { type: "radio", name: `${group}-${index}`, value, onchange });
+    return el("label", { class: "option" }, input, el("span", {}, ...label));
+  };
   const key = (k) => el("kbd", { "aria-hidden": "true" }, k);
   const choices = [
     radio("choice", 0, () => set({ ...prefer({ ...get(), tiers: [] }, 0) }), key("1"), "Answer 1"),
     radio("choice", "tie", () => set(tie(get(), 2)), key("T"), "Tie"),
     radio("choice", 1, () => set({ ...prefer({ ...get(), tiers: [] }, 1) }), key("2"), "Answer 2"),
   ];
-  const strengths = STRENGTHS.map(([value, name]) => radio("strength", value, () => set({ ...get(), strength: value }), name));
-  const strength = el("fieldset", { class: "strength" }, el("legend", {}, "By how much?"), el("div", { class: "options" }, strengths));
+  const strengths = STRENGTHS.map(([value, name]) =>
+    radio("strength", value, () => set({ ...get(), strength: value }), name),
+  );
+  const strength = el(
+    "fieldset",
+    { class: "strength" },
+    el("legend", {}, "By how much?"),
+    el("div", { class: "options" }, strengths),
+  );
   const node = el(
     "fieldset",
     { class: "criterion" },

@@ -13,17 +13,26 @@ export function ranking(question, count, get, set) {
   let picked = null;
   const board = el("ol", { class: "tiers", "aria-label": "Ranked, best first" });
   const tray = el("ul", { class: "tray", "aria-label": "Not ranked yet" });
-  const rest = el("div", { class: "rest" }, el("span", { class: "hint", "aria-hidden": "true" }, "not ranked yet"), tray);
+  const unranked = el("span", { class: "hint", "aria-hidden": "true" }, "not ranked yet");
+  const rest = el("div", { class: "rest" }, unranked, tray);
   const tools = el("div", { class: "tools", role: "group", "aria-label": "Move the picked answer" });
-  const node = el("fieldset", { class: "criterion ranking" }, el("legend", {}, question), el("div", { class: "board" }, board, rest), tools);
+  const node = el(
+    "fieldset",
+    { class: "criterion ranking" },
+    el("legend", {}, question),
+    el("div", { class: "board" }, board, rest),
+    tools,
+  );
 
   const change = (tiers, answer) => {
     set({ ...get(), tiers, strength: null });
     announce(sayPlace(tiers, answer, count));
   };
   const shift = (answer, direction) => change(move(get().tiers, answer, direction), answer);
-  const tool = (label, title, run) =>
-    el("button", { type: "button", class: "quiet", title, onclick: () => (run(get().tiers, picked), focusOn(chipOf(picked))) }, label);
+  const tool = (label, title, run) => {
+    const onclick = () => (run(get().tiers, picked), focusOn(chipOf(picked)));
+    return el("button", { type: "button", class: "quiet", title, onclick }, label);
+  };
   tools.append(
     tool("← Better", "One step towards the front", (_, a) => shift(a, -1)),
     tool("Worse →", "One step towards the back", (_, a) => shift(a, 1)),
@@ -81,19 +90,17 @@ export function ranking(question, count, get, set) {
     const { tiers } = get();
     const focused = node.contains(document.activeElement) ? document.activeElement.dataset.answer : undefined;
     if (!tiers.flat().includes(picked)) picked = null;
-    const gap = (place) => el("span", { class: "gap", "data-gap": place, "aria-hidden": "true" }, place && place < tiers.length ? "›" : "");
+    const sign = (attributes, text) => el("span", { ...attributes, "aria-hidden": "true" }, text);
+    const gap = (place) => sign({ class: "gap", "data-gap": place }, place && place < tiers.length ? "›" : "");
+    const level = (a, i) => [i > 0 && sign({ class: "level" }, "="), chip(a)];
     board.replaceChildren(
-      ...tiers.map((tier, place) =>
-        el(
-          "li",
-          {},
-          gap(place),
-          el("span", { class: "tier", "data-tier": place }, tier.flatMap((a, i) => (i ? [el("span", { class: "level", "aria-hidden": "true" }, "="), chip(a)] : [chip(a)]))),
-          place === tiers.length - 1 && gap(tiers.length),
-        ),
-      ),
+      ...tiers.map((tier, place) => {
+        const chips = el("span", { class: "tier", "data-tier": place }, tier.flatMap(level));
+        return el("li", {}, gap(place), chips, place === tiers.length - 1 && gap(tiers.length));
+      }),
     );
-    if (!tiers.length) board.append(el("li", { class: "hint" }, el("span", { "data-gap": 0 }, "Best first: tap, drag or type the numbers.")));
+    const hint = el("span", { "data-gap": 0 }, "Best first: tap, drag or type the numbers.");
+    if (!tiers.length) board.append(el("li", { class: "hint" }, hint));
     const left = [...Array(count).keys()].filter((answer) => !tiers.flat().includes(answer));
     tray.replaceChildren(...left.map((answer) => el("li", {}, chip(answer))));
     rest.hidden = !left.length;
@@ -109,7 +116,8 @@ export function sayPlace(tiers, answer, count) {
   const place = ranksOf(tiers, count)[answer];
   if (place === null) return `Answer ${answer + 1}: not ranked`;
   const others = tiers[place - 1].filter((a) => a !== answer).map((a) => a + 1);
-  return `Answer ${answer + 1}: rank ${place} of ${tiers.length}${others.length ? `, tied with ${others.join(" and ")}` : ""}`;
+  const tied = others.length ? `, tied with ${others.join(" and ")}` : "";
+  return `Answer ${answer + 1}: rank ${place} of ${tiers.length}${tied}`;
 }
 
 /** T then a number: level with the last ranked. */
@@ -121,7 +129,8 @@ export function rankNext(verdict, answer, asTie) {
 function draggable(button, within, onDrop) {
   let from = null;
   const below = (event) => {
-    const target = document.elementFromPoint(event.clientX, event.clientY)?.closest("[data-tier], [data-gap], .tray, .board");
+    const under = document.elementFromPoint(event.clientX, event.clientY);
+    const target = under?.closest("[data-tier], [data-gap], .tray, .board");
     return within.contains(target) ? target : null;
   };
   const end = () => {

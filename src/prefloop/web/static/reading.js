@@ -41,8 +41,9 @@ function showConversation() {
   );
   const earlier = turns.slice(0, -1);
   const length = task.messages.slice(0, -1).reduce((sum, message) => sum + message.text.length, 0);
-  const folded = length > SHORT ? [el("details", {}, el("summary", {}, `${earlier.length} earlier ${earlier.length > 1 ? "turns" : "turn"}`), earlier)] : earlier;
-  byId("turns").replaceChildren(...folded, turns.at(-1));
+  const summary = el("summary", {}, `${earlier.length} earlier ${earlier.length > 1 ? "turns" : "turn"}`);
+  const before = length > SHORT ? [el("details", {}, summary, earlier)] : earlier;
+  byId("turns").replaceChildren(...before, turns.at(-1));
   fillTurns();
   for (const turn of turns) foldLong(turn);
 }
@@ -62,7 +63,8 @@ function foldLong(turn) {
 }
 
 function fillTurns() {
-  byId("turns").querySelectorAll(".turn > .text").forEach((node, i) => fill(node, task.messages[i], choices.plain));
+  const nodes = byId("turns").querySelectorAll(".turn > .text");
+  nodes.forEach((node, i) => fill(node, task.messages[i], choices.plain));
 }
 
 /** False where the answers are too long to be compared word by word. */

@@ -6,7 +6,7 @@ import { byId, focusOn } from "./dom.js";
 let person = null;
 let signingIn = null; // shared by all requests that wait for it
 
-/** The request's answer. Waits while there is no connection or nobody is signed in; throws Refused for any other no. */
+/** The request's answer. Waits while there is no connection or no session; throws Refused for any other no. */
 export async function ask(method, path, body) {
   for (;;) {
     try {
@@ -42,9 +42,10 @@ async function signIn() {
   section.hidden = false;
   focusOn(byId("signin-heading"));
   for (let done = false; !done; ) {
-    await new Promise((resolve) => form.addEventListener("submit", (event) => (event.preventDefault(), resolve()), { once: true }));
+    await submitted(form);
     const pasted = byId("signin-key").value.trim();
-    if (pasted.includes("/join#")) return void location.assign(new URL(`${document.documentElement.dataset.base}/join#${pasted.split("#")[1]}`, location.origin));
+    const [, invite] = pasted.split("/join#");
+    if (invite) return location.assign(`${document.documentElement.dataset.base}/join#${invite}`);
     try {
       const me = await call("POST", "/session", { key: pasted.replace(/^.*#/, "").replace(/^key=/, "") });
       if (person && me.name !== person.name) location.reload(); // somebody else's work is not theirs to send
@@ -60,8 +61,14 @@ async function signIn() {
   focusOn(before);
 }
 
+const submitted = (form) =>
+  new Promise((resolve) => {
+    form.addEventListener("submit", (event) => (event.preventDefault(), resolve()), { once: true });
+  });
+
 function showTrouble(error) {
+  const kept = "What you said is kept in this browser and is sent as soon as the server can be reached.";
   byId("trouble").hidden = !error;
-  if (error) byId("trouble-text").textContent = `${error.message} What you said is kept in this browser and is sent as soon as the server can be reached.`;
+  if (error) byId("trouble-text").textContent = `${error.message} ${kept}`;
 }
 byId("try-now")?.addEventListener("click", tryNow);
