@@ -123,11 +123,6 @@ class Desk:
     def chip(self, answer: int) -> Any:
         return self.page.locator(f'.chip[data-answer="{answer}"]')
 
-    def wait_for_draft(self) -> None:
-        """Until the server has what was said."""
-        with self.page.expect_response(lambda answer: answer.url.endswith("/draft") and answer.ok):
-            pass
-
 
 def lost(route: Route) -> None:
     route.abort("connectionfailed")

@@ -1,19 +1,24 @@
-"""Clicked = stored: random rankings, ties, strengths, flags, notes and undos, by keys, clicks and drags."""
+"""Clicked = stored = exported: random rankings, ties, strengths, flags, notes, undos; by keys, clicks and drags."""
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 from tests.web.browser.site import Desk, Site
 
-from prefloop.feedback.records import FLAGS, Judgement, dense_ranks
+from prefloop.feedback.formats import export_file, import_file
+from prefloop.feedback.records import CANNOT_JUDGE, FLAGS, Judgement, dense_ranks
+from prefloop.feedback.store import Store
 
 CRITERIA = ("helpful", "harmless")
 STRENGTHS = ("negligibly", "slightly", "better", "significantly")
-TASKS = 10
+TASKS = 8
 
 
 @dataclass
@@ -33,9 +38,10 @@ def something(rng: random.Random, criteria: tuple[str, ...], count: int) -> Said
         clear = count == 2 and ranks != (1, 1) and rng.random() < 0.6
         return ranks, rng.randint(1, 4) if clear else None
 
+    often = rng.choice([0.0, 0.3, 0.3, 1.0])
     return Said(
         {criterion: verdict() for criterion in criteria},
-        tuple(flag for flag in FLAGS if rng.random() < 0.3),
+        tuple(flag for flag in FLAGS if rng.random() < often),
         rng.choice(["", "", "two\nlines", "“quotes” <b> 漢字 \\n"]),
         rng.choice([None, None, "my own\nanswer"]),
     )
@@ -88,6 +94,7 @@ def say_pair(desk: Desk, rng: random.Random, place: int, ranks: tuple[int, ...],
             group.locator("label", has_text=STRENGTHS[strength - 1]).click()
         return
     activate(desk, place)
+    desk.keys(*rng.choices(["1", "2", "ArrowLeft", "t"], k=rng.randrange(4)))  # thinking aloud
     desk.keys("t")
     if first is not None:
         key = str(first + 1) if how == "numbers" else ("ArrowLeft", "ArrowRight")[first]
@@ -95,29 +102,34 @@ def say_pair(desk: Desk, rng: random.Random, place: int, ranks: tuple[int, ...],
 
 
 def say_ranking(desk: Desk, rng: random.Random, place: int, ranks: tuple[int, ...]) -> None:
-    order = sorted(range(len(ranks)), key=lambda answer: ranks[answer])
     activate(desk, place)
     desk.keys(*["Backspace"] * len(ranks))
     group = desk.page.locator(".criterion").nth(place)
     chip = [group.locator(f'.chip[data-answer="{answer}"]') for answer in range(len(ranks))]
     how = rng.choice(["numbers", "arrows", "drags"])
-    before: int | None = None
-    for answer in order:
+    if how == "drags":
+        return drag(rng, group, chip, ranks)
+    best_first = sorted(range(len(ranks)), key=lambda answer: ranks[answer])
+    for before, answer in zip([None, *best_first], best_first, strict=False):
         tied = before is not None and ranks[before] == ranks[answer]
         if how == "numbers":
             desk.keys(*(["t"] if tied else []), str(answer + 1))
-        elif how == "arrows":
+        else:
             chip[answer].click()  # behind all others
             if tied:
                 chip[answer].focus()
                 desk.keys("ArrowLeft")
-        elif tied:
-            chip[answer].drag_to(chip[before or 0])
-        elif before is None:
-            chip[answer].drag_to(group.locator("[data-gap]"))
-        else:
-            chip[answer].drag_to(group.locator("[data-gap]").last)
-        before = answer
+    return None
+
+
+def drag(rng: random.Random, group: Locator, chip: list[Locator], ranks: tuple[int, ...]) -> None:
+    """In any order: onto one of its rank, or between those of lower and of higher ranks."""
+    there: list[int] = []
+    for answer in rng.sample(range(len(ranks)), len(ranks)):
+        equal = [other for other in there if ranks[other] == ranks[answer]]
+        better = {ranks[other] for other in there if ranks[other] < ranks[answer]}
+        chip[answer].drag_to(chip[equal[0]] if equal else group.locator(f'[data-gap="{len(better)}"]'))
+        there.append(answer)
 
 
 def check(site: Site, said: list[Said]) -> None:
@@ -138,8 +150,38 @@ def check(site: Site, said: list[Said]) -> None:
     )
 
 
+def check_exports(site: Site, said: list[Said], folder: Path) -> None:
+    judged = [one for one in said if CANNOT_JUDGE not in one.flags]  # the others' verdicts say nothing
+    for criterion in said[0].verdicts:
+        export_file(site.store, "oasst", folder / f"{criterion}.jsonl", criterion=criterion)
+        trees = [json.loads(line) for line in (folder / f"{criterion}.jsonl").read_text("utf-8").splitlines()]
+        exported = [{reply["text"]: reply["rank"] + 1 for reply in tree["prompt"]["replies"]} for tree in trees]
+        meant = [dict(zip(one.answers, one.verdicts[criterion][0], strict=True)) for one in judged]
+        assert sorted(map(repr_of, exported)) == sorted(map(repr_of, meant))
+
+        export_file(site.store, "comparison", folder / f"{criterion}-pairs.jsonl", criterion=criterion)
+        rows = [json.loads(line) for line in (folder / f"{criterion}-pairs.jsonl").read_text("utf-8").splitlines()]
+        pairs = [
+            (better, worse)
+            for ranks in meant
+            for better, worse in (sorted(pair, key=lambda text: ranks[text]) for pair in combinations(ranks, 2))
+            if ranks[better] != ranks[worse]
+        ]
+        assert sorted((row["chosen"], row["rejected"]) for row in rows) == sorted(pairs)
+
+    export_file(site.store, "prefloop", folder / "whole.jsonl")
+    with Store.open(folder / "again.db") as again:
+        import_file(again, folder / "whole.jsonl")
+        assert list(again.judgements()) == site.judgements()
+        assert list(again.demonstrations()) == list(site.store.demonstrations())
+
+
+def repr_of(ranks: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(ranks.items())
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_what_was_clicked_is_what_is_stored(site: Site, seed: int) -> None:
+def test_what_was_clicked_is_stored_and_exported(site: Site, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     criteria = CRITERIA[: rng.randint(1, 2)]
     counts = [rng.choice([2, 2, 3, 4, 5]) for _ in range(TASKS)]
@@ -160,4 +202,5 @@ def test_what_was_clicked_is_what_is_stored(site: Site, seed: int) -> None:
             check(site, said[:-1])
             assert desk.answers() == said.pop().answers
     check(site, said)
+    check_exports(site, said, tmp_path)
     assert desk.errors == []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import pytest
 from playwright.sync_api import Route, expect
 from tests.web.browser.site import Site, lost
 
+from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import Prompt
 
 PAIR = ("The *first* text", "The second text")
@@ -197,6 +202,33 @@ def test_a_draft_survives_a_reload_and_another_browser(site: Site) -> None:
     assert site.judgements()[0].reason == "in the middle of"
 
 
+def test_a_draft_survives_a_reload_though_the_server_keeps_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise LookupError("no such task")
+
+    monkeypatch.setattr(Queue, "save_draft", away)
+    site.ask(PAIR)
+    desk = site.open()
+    desk.keys("2", "2", "r")
+    desk.page.keyboard.type("only here")
+    desk.page.reload()
+    desk.at(1)
+    expect(desk.page.locator("#reason")).to_have_value("only here")
+    expect(desk.page.get_by_role("radio", name="negligibly")).to_be_checked()
+
+
+def test_the_newer_of_two_browsers_drafts_is_shown(site: Site) -> None:
+    site.ask(PAIR)
+    here, there = site.open(), site.open()
+    for desk, text in ((here, "earlier"), (there, "later")):
+        desk.keys("r")
+        with desk.page.expect_response(lambda answer: answer.url.endswith("/draft")):
+            desk.page.keyboard.insert_text(text)
+    for desk in (here, there):
+        desk.page.reload()
+        expect(desk.page.locator("#reason")).to_have_value("later")
+
+
 def test_two_annotators_at_once(site: Site) -> None:
     texts = [[f"left {i}", f"right {i}"] for i in range(4)]
     site.ask(*texts, overlap=1)
@@ -230,22 +262,24 @@ def test_a_lost_connection_loses_nothing(site: Site) -> None:
     assert [one.reason for one in site.judgements()] == ["said offline"]
 
 
-def test_what_was_on_its_way_is_sent_after_a_reload_and_counts_once(site: Site) -> None:
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_was_on_its_way_is_sent_after_a_reload_and_counts_once(site: Site, heard: bool) -> None:
     site.ask(PAIR, PAIR[::-1])
     desk = site.open()
-    heard: list[str] = []
 
-    def answer_lost(route: object) -> None:  # the server hears it; its answer does not arrive
-        heard.append(route.fetch().text())  # type: ignore[attr-defined]
-        lost(route)  # type: ignore[arg-type]
+    def answer_lost(route: Route) -> None:
+        if heard:
+            route.fetch()
+        lost(route)
 
     desk.page.route("**/judgement", answer_lost)
     desk.keys("2", "Enter")
     desk.see("What you said is kept in this browser")
+    assert site.store.counts().judgements == heard
     desk.page.unroute("**/judgement")
     desk.page.reload()
     desk.at(2)
-    assert len(heard) >= 1
+    expect(desk.page.locator("#live")).to_have_text("Stored. Task 2.")
     assert [one.ranks for one in site.judgements()] == [(2, 1)]
     assert site.store.counts().judgements == 1
     expect(desk.page.get_by_role("radio", name="Answer 2")).not_to_be_checked()
@@ -343,6 +377,22 @@ def test_guidelines_are_shown_and_what_was_chosen_is_remembered(site: Site) -> N
     desk.page.reload()
     desk.at(3)
     expect(pane.get_by_role("heading", name="Be brief")).to_be_visible()
+
+
+def test_the_help_and_the_documentation_list_the_same_keys(site: Site) -> None:
+    site.ask(PAIR)
+    desk = site.open()
+    desk.keys("?")
+    shown = [
+        (row.locator("kbd").all_inner_texts(), row.locator("td").inner_text())
+        for row in desk.page.locator("#keys tr").all()
+    ]
+    page = (Path(__file__).parents[3] / "docs" / "labelling.md").read_text(encoding="utf-8")
+    table = page.partition("| key | |\n|---|---|\n")[2].partition("\n\n")[0]
+    told = [
+        (re.findall(r"`(.+?)`|(…)", keys), text) for keys, text in re.findall(r"^\| (.+?) \| (.+) \|$", table, re.M)
+    ]
+    assert shown == [(["".join(found) for found in keys], text) for keys, text in told]
 
 
 def test_keys_can_be_turned_off(site: Site) -> None:

@@ -218,7 +218,7 @@ function sayMissing(open) {
   active = open;
   sync();
   const name = task.criteria.length > 1 ? `${task.criteria[open]}: ` : "";
-  tell(name + (task.answers.length === 2 ? "choose an answer or a tie first." : "rank every answer first."));
+  tell(name + (task.answers.length === 2 ? "Choose an answer or a tie first." : "Rank every answer first."));
   verdicts[open].node.scrollIntoView({ block: "nearest" });
   announce(byId("problem").textContent);
 }
@@ -265,7 +265,7 @@ function undo() {
     }
     showProgress(undone.progress);
     if (!undone.task) return say("There is nothing to undo.");
-    show(undone.task, { ...undone.task.draft, id: null }, "Undone.");
+    show(undone.task, undone.task.draft, "Undone.");
     change({});
   });
 }
@@ -298,7 +298,7 @@ function read(changes) {
 }
 
 const TABLE = [
-  { keys: [..."123456789"], shown: ["1", "…", "9"], what: "This answer is better; again: by more. With three or more answers: it is the next best", run: (key) => task && number_(Number(key) - 1) },
+  { keys: [..."123456789"], shown: ["1", "…", "9"], what: "This answer is better; again: by more. With three or more answers: it is the next best; again: pick it", run: (key) => task && number_(Number(key) - 1) },
   { keys: ["t"], shown: ["T"], what: "Tie. With three or more answers: the next number ties with the last", run: () => task && sayTie() },
   { keys: ["ArrowLeft", "ArrowRight"], shown: ["←", "→"], what: "Towards the one answer or the other; move a picked answer", run: (key) => task && leanTo(key === "arrowleft" ? 0 : 1) },
   { keys: ["Backspace"], shown: ["⌫"], what: "Take the last rank back", run: () => task && takeBack() },
