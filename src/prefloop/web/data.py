@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from prefloop.feedback.formats import ExportFormat, Format, ImportReport, export_file, import_file
 from prefloop.feedback.store import Store
@@ -103,11 +104,26 @@ def export(
         "Content-Disposition": f'attachment; filename="{format}.jsonl"',
         "Content-Length": str(path.stat().st_size),
     }
-    return StreamingResponse(_pieces(path, folder), headers=headers, media_type=JSON_LINES)
+    return _LastCopy(_pieces(path), folder, headers)
 
 
-def _pieces(path: Path, folder: tempfile.TemporaryDirectory[str]) -> Iterator[bytes]:
-    """What is in a file, which is gone afterwards."""
-    with folder, path.open("rb") as file:
+class _LastCopy(StreamingResponse):
+    """A file out of a folder that is removed afterwards, whether all of it was fetched or not."""
+
+    def __init__(
+        self, pieces: Iterator[bytes], folder: tempfile.TemporaryDirectory[str], headers: dict[str, str]
+    ) -> None:
+        super().__init__(pieces, headers=headers, media_type=JSON_LINES)
+        self._folder = folder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._folder.cleanup()
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
         while piece := file.read(_PIECE):
             yield piece
