@@ -384,7 +384,7 @@ def _next_number(db: sa.Connection, annotator: str) -> int:
 
 def _last_finished(db: sa.Connection, annotator: str) -> _Row | None:
     # One query for each state: the index has their order within a state.
-    rows = []
+    rows: list[sa.RowMapping] = []
     for state in ("done", "skipped"):
         last = _WHOLE.where(TASKS.c.annotator == annotator, TASKS.c.state == state)
         rows += db.execute(last.order_by(TASKS.c.finished.desc()).limit(1)).mappings().all()
