@@ -14,8 +14,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
+import httpx
 import pytest
 import sqlalchemy as sa
 import typer
@@ -168,6 +169,34 @@ def test_demo_with_people(call: Call, tmp_path: Path) -> None:
     assert "Judged by: true preference" in ok(call("demo", "--human", "--no-wait", *options))
     run = Path(place) / "runs" / "seed-0-human"
     assert read_json(run / "label" / "manifest.json")["judgements"] == 10
+
+
+def test_the_demo_shows_its_own_page_to_judge_on(tmp_path: Path) -> None:
+    """What is printed is all that somebody needs: the link signs them in, their votes let the run go on by itself."""
+    options = settings("data.world_prompts=60", "data.world_heldout=30", "label.minimum=6", 'algorithms=["dpo"]')
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefloop", "demo", "--human", *options],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        link = re.compile(r"Open (http://127\.0\.0\.1:\d+)/#key=(\S+)")
+        found = next(match for line in process.stdout if (match := link.search(line)))
+        with httpx.Client(base_url=found[1], headers={"Origin": found[1]}) as browser:
+            assert browser.post("/api/session", json={"key": found[2]}).json()["role"] == "admin"
+            for number in range(6):
+                task = browser.post("/api/tasks/next").json()["task"]
+                ranks = list(range(1, len(task["answers"]) + 1))
+                send = {"id": f"send-{number:08}", "verdicts": [{"criterion": "overall", "ranks": ranks}]}
+                assert browser.post(f"/api/tasks/{task['id']}/judgement", json=send).json()["stored"] == 1
+        shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert "Judged by: true preference" in shown
+    run = tmp_path / "prefloop-demo" / "runs" / "seed-0-human"
+    assert read_json(run / "label" / "manifest.json")["judgements"] == 6
 
 
 def test_a_project_from_init_to_report(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,3 +546,42 @@ def test_a_hostile_name_does_not_steer_the_terminal(call: Call) -> None:
     shown = ok(call("stats"))
     assert "\x1b" not in shown
     assert "[red]eve" in shown
+
+
+# In and out
+
+
+def test_import_and_export_say_how_many_of_what(call: Call, tmp_path: Path) -> None:
+    good = {"prompt": "Q", "chosen": "A", "rejected": "B"}
+    rows = [good, good | {"rejected": "A"}, good | {"prompt": "R", "note": "x"}]
+    (tmp_path / "in.json").write_text(json.dumps(rows), encoding="utf-8")
+    refused = call("import", "in.json")
+    assert (refused.code, refused.err) == (2, "error: in.json, item 2: chosen and rejected are the same\n")
+    shown = ok(call("import", "--skip-bad", "in.json"))
+    assert shown.splitlines() == [
+        "in.json: 3 rows (comparison): 2 new prompts, 4 completions, 2 judgements, 0 demonstrations",
+        "  1 rows left out: chosen and rejected are the same (item 2)",
+        "  The bad rows: in.json.rejected.jsonl",
+        "  1 rows: field 'note' is not used",
+    ]
+    with Store.open("feedback.db") as store:
+        said = next(store.judgements())
+        store.add([said.model_copy(update={"id": "tie", "ranks": (1, 1)})])
+    assert ok(call("export", "--format", "comparison", "out")).splitlines() == [
+        "out: 2 rows (comparison)",
+        "  1 left out: a tie",
+    ]
+    assert ok(call("import", "out")).startswith("out: 2 rows (comparison): 0 new prompts, 4 completions")
+    assert call("export", "--format", "prefloop", "out").err.startswith("error: out is there already")
+
+
+def test_the_formats_of_the_commands_are_those_that_there_are() -> None:
+    from prefloop.feedback.formats import ExportFormat, Format
+
+    told = get_type_hints(cli.import_)["format"], get_type_hints(cli.export)["format"]
+    assert told == (Format | None, ExportFormat)
+
+
+def test_export_needs_a_project(call: Call, tmp_path: Path) -> None:
+    assert "does not exist; is this the project's folder?" in call("export", "--format", "prompt", "out.csv").err
+    assert not names(tmp_path)

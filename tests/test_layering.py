@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     # The report reads files only.
     "report": {"report"},
     # The pages and their API stand on the data alone.
-    "web": {"web", "feedback", "prefloop"},
+    "web": {"web", "feedback", "report", "prefloop"},
     "client": {"web"},
     # Where the islands meet.
     "runs": set(),

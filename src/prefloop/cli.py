@@ -90,7 +90,13 @@ def demo(
         write_text(place, dump_recipe(recipe))
     elif load_recipe(place) != recipe:
         _say(f"{place} says something else and was left as it is. This run's recipe: runs/{name}/recipe.toml", "dim")
-    _run(recipe, folder, folder, wait)
+    if human and wait:
+        from prefloop.web.serve import serving
+
+        with serving(folder) as link:
+            _run(recipe, folder, folder, wait, link)
+    else:
+        _run(recipe, folder, folder, wait)
 
 
 @app.command()
@@ -429,7 +435,7 @@ def _ask() -> str:
         return ""
 
 
-def _run(recipe: Recipe, project: Path, folder: Path, wait: bool) -> None:
+def _run(recipe: Recipe, project: Path, folder: Path, wait: bool, page: str = "") -> None:
     from prefloop.console import RunDisplay, summary_table
     from prefloop.labelling import WaitingForPeopleError
     from prefloop.pipeline import NonFiniteError
@@ -438,7 +444,7 @@ def _run(recipe: Recipe, project: Path, folder: Path, wait: bool) -> None:
 
     try:
         with RunDisplay(recipe.stages, console) as display:
-            path = run_recipe(recipe, project, folder=folder, listener=display, wait=wait)
+            path = run_recipe(recipe, project, folder=folder, listener=display, wait=wait, page=page)
     except WaitingForPeopleError as waiting:
         _say(str(waiting))
         return

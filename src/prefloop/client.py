@@ -178,6 +178,10 @@ class Client:
     def stats(self) -> schemas.Stats:
         return self._get("/api/stats", schemas.Stats)
 
+    def statistics(self) -> dict[str, Any]:
+        """Agreement, reliability, bias and what is still needed, as docs/feedback-statistics.md explains them."""
+        return self._get("/api/statistics", schemas.Statistics).figures
+
     def import_file(self, path: str | Path, format: str | None = None, skip_bad: bool = False) -> schemas.Imported:
         """Add a file to the store, as `prefloop import` does."""
         path = Path(path)

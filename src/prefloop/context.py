@@ -36,6 +36,8 @@ class Context:
     """Tells whoever watches something worth knowing."""
     wait: bool = False
     """Whether to wait for people, or to stop and say that they are waited for."""
+    page: str = ""
+    """Where people judge, when this process shows the page itself."""
 
     @property
     def world(self) -> World | None:

@@ -215,10 +215,11 @@ def _gold(context: Context) -> list[Item]:
 
 
 def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int) -> str:
+    project = context.run.parents[1].resolve()
     return (
         f"The answers to {len(items)} prompts wait for somebody's judgement "
         f"({found} of {context.recipe.label.minimum} votes so far).\n"
-        f"In {context.run.parents[1].resolve()}: prefloop label"
+        + (f"Open {context.page}" if context.page else f"In {project}: prefloop label")
     )
 
 

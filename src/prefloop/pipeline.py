@@ -74,7 +74,13 @@ class Silence:
 
 
 def run(
-    recipe: Recipe, project: Path, *, folder: Path | None = None, listener: Listener | None = None, wait: bool = False
+    recipe: Recipe,
+    project: Path,
+    *,
+    folder: Path | None = None,
+    listener: Listener | None = None,
+    wait: bool = False,
+    page: str = "",
 ) -> Path:
     """Run a recipe to the end, or from where an earlier run of it stopped.
 
@@ -82,6 +88,7 @@ def run(
         project: the folder with ``feedback.db`` and ``runs/``.
         folder: where relative paths in the recipe start; the project's folder when not given.
         wait: where people judge: wait for them, rather than stop and go on when called again.
+        page: the address of a page to judge on that is there already, for the message to people.
 
     Returns:
         The run's folder, with ``summary.json`` and ``report.html``.
@@ -109,7 +116,7 @@ def run(
             said: set[str] = set()
             for stage in recipe.stages:
                 context = _context(recipe, runs, data, store, stage, listener, said)
-                context.wait = wait
+                context.wait, context.page = wait, page
                 if stage == "label" and recipe.label.by == "human":
                     ask_people(context)  # before the key, which is of what they said
                 keys[stage] = _key(stage, context, keys)

@@ -767,3 +767,64 @@ def test_a_demonstration_that_is_there_already(queue: Queue, store: Store) -> No
     queue.undo("ann")
     assert [one.judgement_id for one in store.demonstrations()] == [None], "only what came with the send is undone"
     assert isinstance(next(store.completions()), Completion)
+
+
+# Speed
+
+BIG = {"items", "tasks", "judgements", "prompts", "completions", "demonstrations"}
+
+
+def test_no_statement_reads_a_whole_table(tmp_path: Any, empty_sqlite: Any) -> None:
+    """As SQLite plans them: an index serves everywhere but in what is short by nature."""
+    seen: list[tuple[str, Any]] = []
+    with Store.open(shutil.copy(empty_sqlite, tmp_path)) as store:
+        queue = Queue(store)
+        queue.open_batch("a", gold_share=0.5, target=9)
+        queue.open_batch("b")
+        items = fill(store, 6)
+        queue.add_items("a", [*items[:3], *(replace(item, gold=(1, 2)) for item in items[3:])])
+        queue.add_items("b", items[:2])
+
+        def note(_db: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            seen.append((statement, parameters))
+
+        sa.event.listen(store.database.engine, "before_cursor_execute", note)
+        for name in ("ann", "bob"):
+            task = given(queue, name)
+            queue.save_draft(name, task.id, {})
+            queue.progress(name)
+            queue.why_nothing(name)
+            send(queue, name, task, demonstration=(0, "Better."))
+            queue.undo(name)
+            queue.skip(name, task.id)
+            given(queue, name)
+        sa.event.remove(store.database.engine, "before_cursor_execute", note)
+        with store.database.reading() as db:
+            for statement, parameters in seen:
+                if statement.split()[0] in ("SELECT", "UPDATE"):
+                    plan = [row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+                    slow = [step for step in plan if step.startswith("SCAN") and step.split()[1] in BIG]
+                    assert not [step for step in slow if "tasks_leased" not in step], f"{statement}\n{plan}"
+                    if "items.place" in statement and "ORDER BY" in statement:
+                        assert any("items_open" in step for step in plan), plan
+                        assert not any("ORDER BY" in step for step in plan), plan
+
+
+def test_few_statements(queue: Queue, store: Store) -> None:
+    start(queue, store, 5)
+    judge_all(queue, "ann", 1)
+    counts = {}
+    for name, call in (
+        ("next", lambda: queue.next("ann")),
+        ("submit", lambda: send(queue, "ann", given(queue, "ann"))),
+        ("undo", lambda: queue.undo("ann")),
+        ("progress", lambda: queue.progress("ann")),
+    ):
+        seen: list[str] = []
+        sa.event.listen(store.database.engine, "before_cursor_execute", lambda *a, seen=seen: seen.append(a[2]))
+        call()
+        counts[name] = len(seen)
+    assert counts["next"] <= 15
+    assert counts["submit"] <= 11 + 7, "with the asking for what is held"
+    assert counts["undo"] <= 14
+    assert counts["progress"] <= 9

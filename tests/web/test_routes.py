@@ -65,6 +65,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/api/batches/{name:path}/close"): Rule("admin", {"name": "batch"}, status=204),
     ("POST", "/api/batches/{name:path}/items"): Rule("admin", {"name": "batch"}, body="ITEMS"),
     ("GET", "/api/stats"): Rule("admin"),
+    ("GET", "/api/statistics"): Rule("admin"),
     ("POST", "/api/import"): Rule("admin", body="FILE"),
     ("GET", "/api/export"): Rule("admin"),
 }

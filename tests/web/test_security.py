@@ -247,6 +247,20 @@ def test_an_import_has_a_limit_of_its_own(tmp_path: Path) -> None:
         assert world.store.counts().demonstrations == 2500
 
 
+def test_no_copy_is_left_behind(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what was imported or exported; not even when somebody hangs up or the file is refused."""
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    boss = world.browser("boss", "admin")
+    session = {"cookie": f"prefloop_session={boss.cookies['prefloop_session']}"}
+    assert boss.get("/api/export").status_code == 200
+    ask(world, "GET", "/api/export", session)  # hangs up at once
+    for content in (b'{"prompt": "Hi", "response": "Hello"}\n', b"odd"):
+        headers = session | {"content-type": "application/x-ndjson"}
+        ask(world, "POST", "/api/import?name=x.jsonl&skip_bad=true", headers, content)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_a_body_that_drips_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security, "BODY_SECONDS", 0.05)
 

@@ -26,6 +26,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
@@ -308,10 +309,11 @@ def _remaining(db: sa.Connection, batches: list[sa.RowMapping], annotator: str) 
         again = sum(row["batch"] == batch["seq"] for row in lying)
         fresh = open_to(db, batch, annotator, COUNTED, served)
         more |= fresh == COUNTED < left - again
+        if fresh:
+            served.append(batch)
         fresh = int(max(0, min(fresh, left - again)))
         fresh += gold_among(db, batch, annotator, number, fresh)
         number, remaining = number + fresh, remaining + again + fresh
-        served.append(batch)
     return remaining, more
 
 
@@ -381,9 +383,12 @@ def _next_number(db: sa.Connection, annotator: str) -> int:
 
 
 def _last_finished(db: sa.Connection, annotator: str) -> _Row | None:
-    finished = _WHOLE.where(TASKS.c.annotator == annotator, TASKS.c.state.in_(("done", "skipped")))
-    row = db.execute(finished.order_by(TASKS.c.finished.desc()).limit(1)).mappings().first()
-    return None if row is None else dict(row)
+    # One query for each state: the index has their order within a state.
+    rows = []
+    for state in ("done", "skipped"):
+        last = _WHOLE.where(TASKS.c.annotator == annotator, TASKS.c.state == state)
+        rows += db.execute(last.order_by(TASKS.c.finished.desc()).limit(1)).mappings().all()
+    return dict(max(rows, key=itemgetter("finished"))) if rows else None
 
 
 def _update(db: sa.Connection, row: _Row, **changes: Any) -> _Row:

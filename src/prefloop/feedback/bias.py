@@ -24,7 +24,7 @@ that.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +36,9 @@ from .features import FEATURES
 from .intervals import Estimate, Z
 from .pairs import Floats, Ints, PairVotes, sums
 
-OWN_EFFECT_SD = 0.5
-"""Prior standard deviation of what an annotator adds, in logits: 0.5 moves an even choice to 62 %."""
+OWN_POSITION_SD, OWN_LENGTH_SD = 0.5, 1.5
+"""Prior standard deviations of what an annotator adds, in logits: 0.5 moves an even choice to 62 %, and so does 1.5
+where one answer is twice as long as the other, z = ⅓."""
 NUISANCE_SD = 10.0
 """Of everything else: none to speak of, but finite where the data would send an effect to infinity."""
 FEWEST_VOTES = 20
@@ -61,7 +62,7 @@ class Bias:
     annotator_length: Mapping[str, Estimate]
     """β_length + c_k by annotator."""
     annotator_length_beyond: Mapping[str, Estimate]
-    """c_k by annotator."""
+    """By annotator, c_k less the mean of c over the others' votes."""
     within_pairs: Estimate | None
     """Position bias from pairs that were judged in both orders; ``n`` counts pairs of such votes."""
 
@@ -85,7 +86,7 @@ def bias(votes: PairVotes, features: Floats, differences: Floats | None = None) 
         shared.append((differences * turn)[:, None])
     design = hstack([*map(csr_matrix, shared), _indicators(own, np.ones(len(votes))), _indicators(own, z[:, 0])])
     k, a = sum(part.shape[1] for part in shared), int(active.max()) + 1
-    precision = np.repeat([NUISANCE_SD**-2, OWN_EFFECT_SD**-2], [k, 2 * a])
+    precision = np.repeat([NUISANCE_SD**-2.0, OWN_POSITION_SD**-2.0, OWN_LENGTH_SD**-2.0], [k, a, a])
     theta, covariance = logistic(design.tocsr(), votes.left, votes.prompt, precision)
 
     def effect(weights: Mapping[int, float], n: int = len(votes)) -> Estimate:
@@ -96,12 +97,18 @@ def bias(votes: PairVotes, features: Floats, differences: Floats | None = None) 
         shares = counts[active >= 0] / len(votes)
         return {column: 1.0, **{own_columns + i: float(share) for i, share in enumerate(shares)}}
 
-    def by_annotator(own_columns: int, *shared_columns: int) -> dict[str, Estimate]:
+    def by_annotator(weights: Callable[[int], Mapping[int, float]]) -> dict[str, Estimate]:
         return {
-            name: effect({own_columns + i: 1.0, **dict.fromkeys(shared_columns, 1.0)}, int(count))
+            name: effect(weights(i), int(count))
             for name, i, count in zip(votes.annotators, active, counts, strict=True)
             if i >= 0
         }
+
+    def beyond(i: int) -> dict[int, float]:
+        """c_i less what the others add, by their shares of the others' votes."""
+        mine = counts[active >= 0]
+        shares = mine / max(1, len(votes) - mine[i])
+        return {k + a + j: 1.0 if j == i else -float(share) for j, share in enumerate(shares)}
 
     counts = np.bincount(votes.annotator, minlength=len(votes.annotators))
     length = 0 in used  # the first column after the constant, if it is there
@@ -111,9 +118,9 @@ def bias(votes: PairVotes, features: Floats, differences: Floats | None = None) 
             FEATURES[f]: effect(on_average(1, k + a) if f == 0 else {1 + at: 1.0}) for at, f in enumerate(used)
         },
         quality=None if differences is None else effect({k - 1: 1.0}),
-        annotator_position=by_annotator(k, 0),
-        annotator_length=by_annotator(k + a, 1) if length else {},
-        annotator_length_beyond=by_annotator(k + a) if length else {},
+        annotator_position=by_annotator(lambda i: {0: 1.0, k + i: 1.0}),
+        annotator_length=by_annotator(lambda i: {1: 1.0, k + a + i: 1.0}) if length else {},
+        annotator_length_beyond=by_annotator(beyond) if length else {},
         within_pairs=position_within_pairs(votes),
     )
 
@@ -153,7 +160,9 @@ def leanings(found: Bias) -> dict[str, tuple[str, ...]]:
     ):
         for name, effect in effects.items():
             value, error = effect["value"], (effect["high"] - effect["low"]) / 2
-            if abs(value) > limit * error:
+            # Whoever clicks at random cares less for length than others do; that is no leaning to short answers.
+            own = found.annotator_length[name] if effects is found.annotator_length_beyond else effect
+            if abs(value) > limit * error and (own["low"] > 0 if value > 0 else own["high"] < 0):
                 said = f"leans to {what.format(sides[value < 0])}: {value:+.2f} ± {error:.2f} logits"
                 result[name] = (*result.get(name, ()), said)
     return result

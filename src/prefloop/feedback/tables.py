@@ -184,7 +184,7 @@ ITEMS = sa.Table(
     sa.Column("free", sa.Integer, nullable=False),
     sa.UniqueConstraint("batch", "key"),
 )
-OPEN = sa.literal_column("items.free > 0", sa.Boolean)
+OPEN = sa.text("items.free > 0")
 """Items that somebody may be asked about; written out, so that both databases see that the index below serves."""
 _OPEN = sa.text("free > 0")
 # With the key: who had which item is then found without reading the items that somebody had already.
@@ -220,7 +220,7 @@ TASKS = sa.Table(
     sa.UniqueConstraint("annotator", "number"),
     sa.Index("tasks_by_annotator", "annotator", "state", "finished"),
 )
-LEASED = sa.literal_column("tasks.state = 'leased'", sa.Boolean)
+LEASED = sa.text("tasks.state = 'leased'")
 """Tasks that somebody has before them: few, so that one small index serves every question about them."""
 _LEASED = sa.text("state = 'leased'")
 sa.Index("tasks_leased", TASKS.c.batch, TASKS.c.expires, sqlite_where=_LEASED, postgresql_where=_LEASED)

@@ -10,14 +10,17 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from prefloop.feedback.formats import ExportFormat, Format, ImportReport, export_file, import_file
 from prefloop.feedback.store import Store
 
 from .access import FOR_ADMINS, errors
 from .errors import ProblemError
-from .schemas import Criterion, Imported, Stats
+from .pages import page
+from .schemas import Criterion, Imported, Statistics, Stats
 from .state import Shared
+from .statistics import described, figures
 
 router = APIRouter(prefix="/api", tags=["Data"], dependencies=FOR_ADMINS, responses=errors(401, 403))
 FileName = Annotated[
@@ -30,8 +33,15 @@ _PIECE = 1 << 20
 
 @router.get("/stats")
 def stats(state: Shared) -> Stats:
-    """How much there is, and what it says."""
-    return Stats(**vars(state.store.counts()), sections=[])
+    """How much there is."""
+    return Stats(**vars(state.store.counts()))
+
+
+@router.get("/statistics")
+def statistics(state: Shared) -> Statistics:
+    """What the judgements are worth: agreement, reliability, bias, what is still needed. Slow for a large store."""
+    found = state.statistics.get()
+    return Statistics(figures=figures(found), html=page("statistics.html", **described(found)))
 
 
 @router.post(
@@ -94,11 +104,26 @@ def export(
         "Content-Disposition": f'attachment; filename="{format}.jsonl"',
         "Content-Length": str(path.stat().st_size),
     }
-    return StreamingResponse(_pieces(path, folder), headers=headers, media_type=JSON_LINES)
+    return _LastCopy(_pieces(path), folder, headers)
 
 
-def _pieces(path: Path, folder: tempfile.TemporaryDirectory[str]) -> Iterator[bytes]:
-    """What is in a file, which is gone afterwards."""
-    with folder, path.open("rb") as file:
+class _LastCopy(StreamingResponse):
+    """A file out of a folder that is removed afterwards, whether all of it was fetched or not."""
+
+    def __init__(
+        self, pieces: Iterator[bytes], folder: tempfile.TemporaryDirectory[str], headers: dict[str, str]
+    ) -> None:
+        super().__init__(pieces, headers=headers, media_type=JSON_LINES)
+        self._folder = folder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._folder.cleanup()
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
         while piece := file.read(_PIECE):
             yield piece

@@ -26,23 +26,23 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def label_page() -> HTMLResponse:
-    return HTMLResponse(_page("label.html", "Labelling"))
+    return HTMLResponse(page("label.html", title="Labelling"))
 
 
 @router.api_route("/admin", methods=["GET", "HEAD"])
 async def admin_page() -> HTMLResponse:
-    return HTMLResponse(_page("admin.html", "Administration"))
+    return HTMLResponse(page("admin.html", title="Administration"))
 
 
 @router.api_route("/join", methods=["GET", "HEAD"])
 async def join_page() -> HTMLResponse:
-    return HTMLResponse(_page("join.html", "Welcome"))
+    return HTMLResponse(page("join.html", title="Welcome"))
 
 
 @router.api_route("/api/docs", methods=["GET", "HEAD"])
 async def docs_page(request: Request) -> HTMLResponse:
     openapi = request.app.openapi()
-    return HTMLResponse(_page("api.html", "API", openapi=openapi, operations=operations(openapi)))
+    return HTMLResponse(page("api.html", title="API", openapi=openapi, operations=operations(openapi)))
 
 
 @router.api_route("/static/{name}", methods=["GET", "HEAD"])
@@ -60,7 +60,9 @@ async def static_file(request: Request, name: str) -> Response:
 @cache
 def static_files() -> dict[str, tuple[bytes, str, str]]:
     """Name → content, media type and ETag of everything in ``static/``."""
-    return {path.name: _file(path) for path in files("prefloop.web").joinpath("static").iterdir() if path.is_file()}
+    found = [path for path in files("prefloop.web").joinpath("static").iterdir() if path.is_file()]
+    found.append(files("prefloop.report").joinpath("static", "charts.css"))  # statistics are drawn as reports are
+    return {path.name: _file(path) for path in found}
 
 
 def _file(path: Traversable) -> tuple[bytes, str, str]:
@@ -70,9 +72,10 @@ def _file(path: Traversable) -> tuple[bytes, str, str]:
     return body, kind, f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
 
 
-def _page(name: str, title: str, **fields: Any) -> str:
+def page(name: str, **fields: Any) -> str:
+    """A template, filled in."""
     # base: the pages are at the top of their host (`settings.origin_of` sees to that)
-    return _environment().get_template(name).render(base="", title=title, **fields)
+    return _environment().get_template(name).render(base="", **fields)
 
 
 def _coded(text: str) -> Markup:

@@ -330,18 +330,15 @@ class Imported(_Answer):
     """Reason → number of rows that were left out."""
 
 
-class Section(_Answer):
-    """One question about the feedback, answered."""
-
-    title: str
-    text: str
-    svg: str
-    """A plot, or nothing."""
-
-
 class Stats(_Answer):
     prompts: int
     completions: int
     judgements: int
     demonstrations: int
-    sections: list[Section]
+
+
+class Statistics(_Answer):
+    figures: dict[str, Any]
+    """What docs/feedback-statistics.md explains, by the names there; intervals as ``{value, low, high, n}``."""
+    html: str
+    """The same, drawn and explained."""

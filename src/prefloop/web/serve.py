@@ -12,6 +12,9 @@ import socket
 import sys
 import threading
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
@@ -46,8 +49,21 @@ class LabelServer:
         origins = (public,) if public else loopback_origins(host, self.socket.getsockname()[1])
         self.settings = Settings(origins, key=secrets.token_urlsafe(32), owner=_reserved(store, owner_name()))
         self.app = make_app(store, self.settings)
-        self._behind_proxy = bool(public)
-        self._server: uvicorn.Server | None = None
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self.app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                lifespan="off",
+                # Whose address counts for the limits: a proxy on this machine says; nobody else is believed.
+                proxy_headers=bool(public),
+                forwarded_allow_ips="127.0.0.1",
+                limit_concurrency=MOST_CONNECTIONS,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+        )
 
     @property
     def link(self) -> str:
@@ -56,26 +72,31 @@ class LabelServer:
 
     def run(self) -> None:
         """Answer until Ctrl-C (KeyboardInterrupt) or `stop`; what is under way then is finished."""
-        config = uvicorn.Config(
-            self.app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            lifespan="off",
-            # Whose address counts for the limits: a proxy on this machine says; nobody else is believed.
-            proxy_headers=self._behind_proxy,
-            forwarded_allow_ips="127.0.0.1",
-            limit_concurrency=MOST_CONNECTIONS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        self._server = uvicorn.Server(config)
         self._server.run(sockets=[self.socket])
 
     def stop(self) -> None:
         """From another thread: let `run` return."""
-        if self._server is not None:
-            self._server.should_exit = True
+        self._server.should_exit = True
+
+
+@contextmanager
+def serving(folder: Path, port: int = 8765) -> Iterator[str]:
+    """A server of the project in ``folder``, in a thread of its own; the link that signs its owner in.
+
+    Where the port is taken, by `prefloop label` perhaps, it listens on another.
+    """
+    with Store.of_project(folder) as store:
+        try:
+            server = LabelServer(store, port=port)
+        except ValueError:
+            server = LabelServer(store, port=0)
+        thread = threading.Thread(target=server.run, name="prefloop label", daemon=True)
+        thread.start()
+        try:
+            yield server.link
+        finally:
+            server.stop()
+            thread.join()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -14,6 +14,7 @@ from prefloop.feedback.store import Store
 from .limits import Limiter
 from .rendered import Rendered
 from .settings import Settings
+from .statistics import CachedStatistics
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,20 @@ class State:
     requests: Limiter
     """By person."""
     html: Rendered
+    statistics: CachedStatistics
 
     @classmethod
     def of(cls, store: Store, settings: Settings) -> State:
+        queue = Queue(store)
         return cls(
             settings,
             store,
             People(store),
-            Queue(store),
+            queue,
             Limiter(settings.sign_ins_per_minute / 60, settings.sign_ins_per_minute),
             Limiter(settings.requests_per_second, 4 * settings.requests_per_second),
             Rendered(),
+            CachedStatistics(store, queue),
         )
 
 

@@ -24,14 +24,14 @@ async function load() {
 function showStats(stats) {
   const kinds = ["prompts", "completions", "judgements", "demonstrations"];
   byId("numbers").replaceChildren(...kinds.map((kind) => el("div", {}, el("dt", {}, kind), el("dd", {}, number.format(stats[kind])))));
-  byId("statistics").hidden = !stats.sections.length;
-  byId("plots").replaceChildren(...stats.sections.map((section) => el("figure", {}, el("h3", {}, section.title), drawing(section.svg), el("figcaption", {}, section.text))));
 }
 
-/** The server's drawing as elements; read as SVG, in which nothing runs under this page's policy. */
-function drawing(svg) {
-  if (!svg) return null;
-  return document.importNode(new DOMParser().parseFromString(svg, "image/svg+xml").documentElement, true);
+/** Takes seconds where there is much to count, so the page does not wait for it. */
+async function showStatistics() {
+  const { html } = await call("GET", "/statistics");
+  const parsed = new DOMParser().parseFromString(html, "text/html");
+  byId("plots").replaceChildren(...[...parsed.body.childNodes].map((node) => document.importNode(node, true)));
+  byId("plots").ariaBusy = "false";
 }
 
 function showBatches(batches) {
@@ -213,6 +213,7 @@ async function begin() {
     await load();
     await showGuidelines();
     byId("sections").hidden = false;
+    await showStatistics();
   } catch (error) {
     byId("refused").textContent = error instanceof Refused ? error.message : `${error.message} Load the page again.`;
     byId("refused").hidden = false;

@@ -1,0 +1,130 @@
+"""The statistics page: the store's figures, drawn; hostile names stay text; counted again only when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.web.world import World
+
+from prefloop.feedback import statistics as of_store
+from prefloop.feedback.records import Judgement
+from prefloop.feedback.statistics import Day
+from prefloop.web import statistics
+
+NAMES = ("ana", "bo", "<script>alert(1)</script>", "mirror\u202eed")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    world.fill(30)
+    yield world
+    world.store.close()
+
+
+def judge_all(world: World, seeds: int = 0) -> None:
+    """Three who agree and one who says the opposite; two days."""
+    judgements = []
+    for number, prompt in enumerate(world.store.prompts()):
+        pair = tuple(one.id for one in world.store.completions([prompt.id]))
+        for who, name in enumerate(NAMES):
+            shown = pair if (number + who + seeds) % 2 else pair[::-1]
+            right = (1, 2) if shown == pair else (2, 1)
+            judgements.append(
+                Judgement(
+                    id=f"{name}-{number}",
+                    prompt_id=prompt.id,
+                    annotator=name,
+                    source="human" if who else "imported",
+                    shown=shown,
+                    ranks=right if name != "bo" else right[::-1],
+                    seconds=4.0 + who,
+                    flags=("unsafe",) if number == 0 else (),
+                    created=datetime(2026, 3, 1 + 2 * (number % 2), tzinfo=UTC),
+                )
+            )
+    world.store.add(judgements)
+
+
+def asked(world: World) -> dict[str, Any]:
+    answer = world.browser("boss", "admin").get("/api/statistics")
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_figures_and_drawings(world: World) -> None:
+    judge_all(world)
+    found = asked(world)
+    figures, html = found["figures"], found["html"]
+    assert figures["totals"]["judgements"] == 120
+    assert figures["flags"] == {"unsafe": 4}
+    (overall,) = figures["criteria"]
+    by_name = {who["name"]: who for who in overall["annotators"]}
+    assert by_name["bo"]["agreement"]["value"] == 0
+    assert by_name["ana"]["agreement"]["value"] == 1
+    assert by_name["bo"]["seconds"] == 5.0
+    assert overall["agreement"]["raw"]["value"] == pytest.approx(0.5), "three of the six pairs of annotators agree"
+    assert "50.0" in html
+    assert html.count("<svg viewBox=") >= 3
+    assert "Krippendorff" in html
+    assert "2026-03-01: 15 imported" in html
+    assert by_name["bo"]["weight"] == 0 < by_name["ana"]["weight"]
+
+
+def test_names_are_text(world: World) -> None:
+    judge_all(world)
+    html = asked(world)["html"]
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "\u202e" not in html
+    assert "mirror\\u202eed" in html
+    assert " style=" not in html, "the page's policy would refuse it"
+
+
+def test_before_anybody_has_judged(world: World) -> None:
+    found = asked(world)
+    assert found["figures"]["criteria"] == []
+    assert "Nobody has judged anything yet." in found["html"]
+
+
+def test_counted_again_only_when_something_was_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*arguments: Any, **named: Any) -> of_store.Statistics:
+        calls.append(arguments)
+        return of_store.statistics(*arguments, **named)
+
+    monkeypatch.setattr(statistics, "statistics", counted)
+    judge_all(world)
+    assert asked(world) == asked(world)
+    assert len(calls) == 1
+    task = world.queue.next("zoe")
+    assert task is not None
+    world.queue.skip("zoe", task.id)
+    asked(world)
+    assert len(calls) == 2
+
+
+def test_votes_over_time_have_a_column_for_every_day(world: World) -> None:
+    figure = statistics.votes_over_time(
+        [Day("2026-01-01", "human", "a", 3), Day("2026-04-01", "human", "a", 7), Day("2026-04-03", "ai", "b", 2)]
+    )
+    assert figure is not None
+    svg = str(figure.chart.svg)
+    assert "2026-04-01: 7 human" in svg
+    assert "2026-04-03: 2 ai" in svg
+    assert "2026-02-03" in svg, "sixty days"
+    assert "2026-01-01:" not in svg
+    assert figure.caption.endswith("3 earlier judgements are not drawn.")
+    assert statistics.votes_over_time([]) is None
+
+
+@pytest.mark.parametrize("role", ["annotator", None])
+def test_only_for_administrators(world: World, role: Any) -> None:
+    client = world.browser("ana", role) if role else world.stranger()
+    assert client.get("/api/statistics").status_code == (403 if role else 401)
