@@ -58,7 +58,8 @@ function foldLong(turn) {
     button.setAttribute("aria-expanded", String(!folded));
     button.textContent = folded ? "Show all" : "Show less";
   };
-  const button = el("button", { type: "button", class: "quiet", "aria-expanded": "false", onclick: toggle }, "Show all");
+  const attributes = { type: "button", class: "quiet", "aria-expanded": "false", onclick: toggle };
+  const button = el("button", attributes, "Show all");
   turn.append(button);
 }
 
