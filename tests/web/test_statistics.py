@@ -11,8 +11,12 @@ import pytest
 from tests.web.world import World
 
 from prefloop.feedback import statistics as of_store
+from prefloop.feedback.agreement import Agreement
+from prefloop.feedback.bias import Bias
+from prefloop.feedback.features import FEATURES
+from prefloop.feedback.intervals import Estimate
 from prefloop.feedback.records import Judgement
-from prefloop.feedback.statistics import Day
+from prefloop.feedback.statistics import CriterionStatistics, Day
 from prefloop.web import statistics
 
 NAMES = ("ana", "bo", "<script>alert(1)</script>", "mirror\u202eed")
@@ -122,6 +126,21 @@ def test_votes_over_time_have_a_column_for_every_day(world: World) -> None:
     assert "2026-01-01:" not in svg
     assert figure.caption.endswith("3 earlier judgements are not drawn.")
     assert statistics.votes_over_time([]) is None
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.5, "for the answer that is longer"), (-0.5, "that is shorter")])
+def test_every_effect_is_said_in_words(value: float, words: str) -> None:
+    effect = Estimate(value=value, low=value - 0.1, high=value + 0.1, n=9)
+    unclear = Estimate(value=value, low=-1.0, high=1.0, n=9)
+    features = {**dict.fromkeys(FEATURES, unclear), "length": effect}
+    bias = Bias(unclear, features, None, {}, {}, {}, None)
+    one = CriterionStatistics(
+        *("overall", 9, 0, 9, 9, 0, 9, None, Agreement(0, *[None] * 6), (), None, bias, (), (), ())
+    )
+    told = {name: said for name, _, said in statistics.bias_rows(one)}
+    assert told.keys() == {"position", *FEATURES}
+    assert words in told.pop("length")
+    assert set(told.values()) == {"not clear of 0"}
 
 
 @pytest.mark.parametrize("role", ["annotator", None])

@@ -27,6 +27,14 @@ MOST_ROWS = 24
 """Annotators in a chart; of more, those with the most judgements. The table has all."""
 SOURCES = {"human": "blue", "imported": "grey", "simulated": "purple", "ai": "orange", "program": "green"}
 
+_SIDES = {
+    "position": ("shown first", "shown later"),
+    "length": ("that is longer", "that is shorter"),
+    "lists": ("with more lists", "with fewer lists"),
+    "headings": ("with more headings", "with fewer headings"),
+}
+"""What votes go to when an effect is above 0, and below."""
+
 
 class CachedStatistics:
     """The statistics of a store, estimated again only when something was said or skipped since."""
@@ -136,10 +144,10 @@ def bias_rows(one: CriterionStatistics) -> Iterable[tuple[str, str, str]]:
         return
     effects = {"position": one.bias.position, **one.bias.features}
     for name, effect in effects.items():
+        more, less = _SIDES[name]
         clear = effect["low"] > 0 or effect["high"] < 0
-        side = "the one shown first" if name == "position" else f"more {name}" if name != "length" else "longer ones"
-        direction = side if effect["value"] > 0 else f"not {side}"
-        yield name, estimate(effect, share=False), f"prefers {direction}" if clear else "not clear of 0"
+        side = more if effect["value"] > 0 else less
+        yield name, estimate(effect, share=False), f"for the answer {side}" if clear else "not clear of 0"
 
 
 def votes_over_time(days: Sequence[Day]) -> Figure | None:
