@@ -1,17 +1,17 @@
 """The labelling server under load, and killed: does it keep what it has acknowledged, and how quick is it?
 
-    python benchmarks/label_server.py load [--annotators 64] [--judgements 20000] [--servers 1] [--rate 0]
-    python benchmarks/label_server.py kill [--kills 50] [--annotators 16]
+    python -m benchmarks.label_server load [--annotators 64] [--judgements 20000] [--servers 1] [--rate 0]
+    python -m benchmarks.label_server kill [--kills 50] [--annotators 16]
 
 Real servers (`prefloop label`), real requests to 127.0.0.1, one thread for each annotator; every annotator has a
 token and does what the page does: next, judge, next, … Without ``--database URL`` the store is a SQLite file in a new
 folder.
 
 ``load`` sends that many judgements as fast as the servers answer, or ``--rate`` a second from all annotators
-together, and counts afterwards: every acknowledged send is in the store once, nothing else is, nobody judged an item
-twice, and no item was judged more often than its overlap. ``kill`` sends SIGKILL to the server at random moments
-under load, starts it again, and counts at the end; a send whose answer did not arrive is sent again under its id, as
-the page does.
+together, in a store that has ``--stored`` judgements already, and counts afterwards: every acknowledged send is in
+the store once, nothing else is, nobody judged an item twice, and no item was judged more often than its overlap.
+``kill`` sends SIGKILL to the server at random moments under load, starts it again, and counts at the end; a send
+whose answer did not arrive is sent again under its id, as the page does.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.assignment import build
 
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.database import ENVIRONMENT
@@ -56,11 +57,14 @@ def main() -> None:
     parser.add_argument("--judgements", type=int, default=20_000)
     parser.add_argument("--servers", type=int, default=1)
     parser.add_argument("--rate", type=float, default=0.0)
+    parser.add_argument("--stored", type=int, default=0)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--database", default="")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Project(Path(folder), options.database) as project:
+        if options.stored:
+            build(project.store, options.stored, 0)
         if options.what == "load":
             print(load(project, options.annotators, options.judgements, options.servers, options.rate))
         else:
@@ -93,7 +97,7 @@ class Project:
         )
         made = []
         for number in range(annotators):
-            name = people.ensure(f"annotator {number}", "annotator").name
+            name = people.ensure(f"sender {number}", "annotator").name
             made.append(Annotator(name, people.make_token(name, "load")[1]))
         return made
 
@@ -151,6 +155,10 @@ class Annotator:
         self.pending = None
         return True
 
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
     def _post(self, port: int, what: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         if self._connection is None or self._connection.port != port:
             self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -184,6 +192,8 @@ def load(project: Project, annotators: int, judgements: int, servers: int, rate:
         with _threads(lambda number: _work(people[number], ports[number % servers], left, pause, number), annotators):
             pass
         seconds = time.perf_counter() - started
+        for person in people:
+            person.close()
     found = check(project, people)
     assert found == judgements, f"{found} judgements for {judgements} sends"
     lines = [f"{judgements} judgements by {annotators} annotators, {servers} server(s), {seconds:.0f} s "]
@@ -233,6 +243,8 @@ def kill(project: Project, annotators: int, kills: int, seed: int) -> str:
         with project.server(port):
             over.set()
             _until(lambda: all(person.pending is None for person in people))
+    for person in people:
+        person.close()
     found = check(project, people)
     return (
         f"{kills} kills, {min(moments)} to {max(moments)} acknowledged judgements between two of them: all {found} "
@@ -242,7 +254,8 @@ def kill(project: Project, annotators: int, kills: int, seed: int) -> str:
 
 def check(project: Project, people: Sequence[Annotator]) -> int:
     """Count what is stored against what was acknowledged; how many judgements there are."""
-    stored = list(project.store.judgements(effective=False))
+    names = {person.name for person in people}
+    stored = [one for one in project.store.judgements(effective=False) if one.annotator in names]
     by_person = Counter(judgement.annotator for judgement in stored)
     for person in people:
         sent = len(person.acknowledged)
