@@ -95,9 +95,9 @@ class Project:
         queue.add_items(
             BATCH, [Item(p.id, (answers[2 * i].id, answers[2 * i + 1].id)) for i, p in enumerate(prompts)]
         )
-        made = []
+        made, run = [], uuid.uuid4().hex[:8]  # others may have sent to this database before
         for number in range(annotators):
-            name = people.ensure(f"sender {number}", "annotator").name
+            name = people.ensure(f"sender {run} {number}", "annotator").name
             made.append(Annotator(name, people.make_token(name, "load")[1]))
         return made
 
@@ -133,6 +133,7 @@ class Annotator:
     waits: dict[str, list[float]] = field(default_factory=lambda: {"next": [], "judge": []})
     """Seconds that each request took."""
     _connection: http.client.HTTPConnection | None = None
+    _last: float = 0.0
 
     def step(self, port: int) -> bool:
         """One task from asking for it to its acknowledgement; False when there is none. OSError: nobody answers."""
@@ -160,7 +161,9 @@ class Annotator:
             self._connection.close()
 
     def _post(self, port: int, what: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        if self._connection is None or self._connection.port != port:
+        # Servers hang up on who has been silent for five seconds.
+        if self._connection is None or self._connection.port != port or time.monotonic() - self._last > 3:
+            self.close()
             self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         assert self._connection is not None
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
@@ -173,6 +176,7 @@ class Annotator:
             self._connection.close()
             raise OSError(str(error)) from error
         self.waits[what].append(time.perf_counter() - started)
+        self._last = time.monotonic()
         if answer.status != 200:
             raise RuntimeError(f"{path} answered {answer.status}: {text[:500]!r}")
         found: dict[str, Any] = json.loads(text)
