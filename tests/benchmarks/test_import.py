@@ -13,8 +13,9 @@ from prefloop.feedback.formats import read_file
 
 
 def test_a_small_measurement() -> None:
-    seconds, megabytes = measure(2000)
+    seconds, used, megabytes = measure(2000)
     assert 0 < seconds < 60
+    assert used > 0
     assert megabytes > 20
 
 

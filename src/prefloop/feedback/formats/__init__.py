@@ -2,12 +2,14 @@
 (`export_file`). docs/data.md has every format with examples.
 
 A row's way in: `containers` (lines, arrays, CSV, Parquet, folders) → a format's reader (`table`) → items (`items`:
-compared, labelled, demonstrated, asked) → records (`recorder`) → the store (`imports`). Its way out is the same
-backwards (`exports`, a format's writer, `writing`).
+compared, labelled, demonstrated, asked) → records (`recorder`) → the store (`imports`). `reading` goes as far as
+records, with a large file in a process of its own (`apart`). The way out is the same backwards (`exports`, a format's
+writer, `writing`).
 """
 
 from .exports import ExportFormat, ExportReport, export_file
-from .imports import ImportReport, import_file, read_file
+from .imports import import_file
+from .reading import ImportReport, read_file
 from .sheet import write_sheet
 from .table import Format
 
