@@ -177,7 +177,7 @@ def _ask_for(context: Context, queue: Queue, name: str, missing: int) -> None:
         criteria=_asked(context),
         overlap=config.overlap,
         target=done + missing,
-        gold_share=config.gold_share,
+        gold_share=config.gold_share if config.gold else 0.0,
         control_share=config.control_share,
     )
 
