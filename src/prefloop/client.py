@@ -106,9 +106,9 @@ class Client:
         }
         return self._post(f"/api/tasks/{task.id}/judgement", schemas.Sent, body, again=True)
 
-    def skip(self, task: schemas.Task) -> schemas.Progress:
+    def skip(self, task: schemas.Task) -> None:
         """Leave a task to others."""
-        return self._post(f"/api/tasks/{task.id}/skip", schemas.Skipped, again=True).progress
+        self._send("POST", f"/api/tasks/{task.id}/skip", again=True)
 
     def save_draft(self, task: schemas.Task, draft: Mapping[str, Any]) -> None:
         """Keep what was said so far, and the task for its annotator."""

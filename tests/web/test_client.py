@@ -45,7 +45,7 @@ def test_a_labelling_session(world: World, url: str) -> None:
         assert again is not None
         assert again.draft == {"reason": "hm"}
         sent = client.submit(task, [1, 2, 2], id="chosen-by-me")
-        assert (sent.stored, sent.progress.done) == (1, 1)
+        assert sent.stored == 1
         assert client.submit(task, [1, 2, 2], id="chosen-by-me") == sent
         with pytest.raises(ApiError, match="undo") as refused:
             client.submit(task, [2, 1, 1])
@@ -56,7 +56,8 @@ def test_a_labelling_session(world: World, url: str) -> None:
         client.submit(undone, {"overall": [1, 1, 1]}, demonstration="Better.", edited=2)
         second = client.next().task
         assert second is not None
-        assert client.skip(second).skipped == 1
+        client.skip(second)
+        assert client.progress().skipped == 1
         assert client.next().reason == "all judged"
         assert client.progress().done == 1
         assert client.guidelines().version is None

@@ -44,8 +44,8 @@ def test_what_is_sent_is_what_is_stored(world: World) -> None:
     }
     answer = ana.post(f"/api/tasks/{task['id']}/judgement", json=said)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["stored"] == 2
-    assert answer.json()["progress"]["done"] == 1
+    assert answer.json() == {"stored": 2}
+    assert ana.get("/api/progress").json()["done"] == 1
     texts = {completion.id: completion.text for completion in world.store.completions()}
     for verdict, stored in zip(said["verdicts"], world.store.judgements(), strict=True):  # type: ignore[call-overload]
         assert [texts[key] for key in stored.shown] == [shown["text"] for shown in task["answers"]]
@@ -82,7 +82,7 @@ def test_a_session_from_the_first_task_to_the_last(world: World) -> None:
     second = ask(ana)
     assert second is not None
     assert second["number"] == 2
-    assert ana.post(f"/api/tasks/{second['id']}/skip").json()["progress"]["skipped"] == 1
+    assert ana.post(f"/api/tasks/{second['id']}/skip").status_code == 204
     third = ask(ana)
     assert third is not None
     send(ana, third)

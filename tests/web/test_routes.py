@@ -44,7 +44,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/api/tasks/next"): Rule("annotator"),
     ("PUT", "/api/tasks/{task_id}/draft"): Rule("annotator", body={"draft": {}}, status=204, own=True),
     ("POST", "/api/tasks/{task_id}/judgement"): Rule("annotator", body=submission("12345678"), own=True),
-    ("POST", "/api/tasks/{task_id}/skip"): Rule("annotator", own=True),
+    ("POST", "/api/tasks/{task_id}/skip"): Rule("annotator", status=204, own=True),
     ("POST", "/api/undo"): Rule("annotator"),
     ("GET", "/api/progress"): Rule("annotator"),
     ("GET", "/api/guidelines"): Rule("annotator"),

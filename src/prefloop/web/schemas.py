@@ -232,11 +232,6 @@ class Next(_Answer):
 class Sent(_Answer):
     stored: int
     """How many judgements: one for each criterion."""
-    progress: Progress
-
-
-class Skipped(_Answer):
-    progress: Progress
 
 
 class Undone(_Answer):

@@ -15,7 +15,6 @@ from .schemas import (
     Sent,
     Shown,
     ShownMessage,
-    Skipped,
     SubmissionIn,
     Task,
     Undone,
@@ -44,14 +43,13 @@ def save_draft(person: Annotator, state: Shared, task_id: str, body: DraftIn) ->
 def submit(person: Annotator, state: Shared, task_id: str, body: SubmissionIn) -> Sent:
     """Judge a task. Sending it again under the same `id` stores nothing more and gives the same answer."""
     stored = state.queue.submit(person.name, task_id, _submission(body))
-    return Sent(stored=len(stored), progress=_progress(state.queue.progress(person.name)))
+    return Sent(stored=len(stored))
 
 
-@router.post("/tasks/{task_id}/skip", responses=errors(401, 403, 404, 409))
-def skip(person: Annotator, state: Shared, task_id: str) -> Skipped:
+@router.post("/tasks/{task_id}/skip", status_code=204, responses=errors(401, 403, 404, 409))
+def skip(person: Annotator, state: Shared, task_id: str) -> None:
     """Leave a task to others; it does not come back."""
     state.queue.skip(person.name, task_id)
-    return Skipped(progress=_progress(state.queue.progress(person.name)))
 
 
 @router.post("/undo", responses=errors(401, 403))
