@@ -51,6 +51,7 @@ class Client:
     def __init__(self, url: str, token: str, timeout: float = 30.0) -> None:
         """``url`` is where the pages are, ``timeout`` in seconds."""
         self._http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout)
+        self._patient = httpx.Timeout(timeout, read=None)  # for what takes as long as there is much of it
 
     def close(self) -> None:
         self._http.close()
@@ -180,7 +181,9 @@ class Client:
 
     def statistics(self) -> dict[str, Any]:
         """Agreement, reliability, bias and what is still needed, as docs/feedback-statistics.md explains them."""
-        return self._get("/api/statistics", schemas.Statistics).figures
+        with _connecting():
+            answer = self._http.get("/api/statistics", timeout=self._patient)
+        return schemas.Statistics.model_validate_json(_checked(answer).content).figures
 
     def import_file(self, path: str | Path, format: str | None = None, skip_bad: bool = False) -> schemas.Imported:
         """Add a file to the store, as `prefloop import` does."""
@@ -194,6 +197,7 @@ class Client:
                 params=query,
                 content=_pieces(file),
                 headers={"Content-Type": "application/octet-stream"},
+                timeout=self._patient,
             )
         return schemas.Imported.model_validate_json(_checked(answer).content)
 
@@ -205,7 +209,7 @@ class Client:
         try:
             with (
                 _connecting(),
-                self._http.stream("GET", "/api/export", params=query) as answer,
+                self._http.stream("GET", "/api/export", params=query, timeout=self._patient) as answer,
                 partial.open("wb") as file,
             ):
                 if answer.is_error:

@@ -17,6 +17,8 @@ from prefloop.feedback.store import Store
 from prefloop.recipes import Recipe
 from prefloop.seeds import derive
 
+GOLD = "gold"
+"""In a prompt's metadata: it tests people, and nothing is learnt from it."""
 Pair = tuple[Prompt, str]
 """A prompt and an answer to it."""
 
@@ -105,6 +107,7 @@ def _from_world(recipe: Recipe, world: World, store: Store, folder: Path) -> Dat
 def _from_store(recipe: Recipe, store: Store, folder: Path) -> Dataset:
     # By hash, not in the order of import: the first N are then of every file.
     prompts = sorted(store.prompts(), key=lambda prompt: content_id("order", prompt.id))
+    prompts = [prompt for prompt in prompts if GOLD not in prompt.metadata]
     if not prompts:
         raise ValueError(
             "the store has no prompts. Import some (`prefloop import FILE`), name files in data.files, "
@@ -123,26 +126,36 @@ def _from_store(recipe: Recipe, store: Store, folder: Path) -> Dataset:
     train_ids, heldout_ids = {p.id for p in train}, {p.id for p in heldout}
     documents: list[str] = []
     if "pretrain" in recipe.stages and not recipe.pretrain.files:
-        documents = _dialogues(store, train)
+        documents = _dialogues(recipe, store, train)
     return Dataset(
         train=train,
         heldout=heldout,
         demonstrations=[pair for pair in pairs if pair[0].id in train_ids],
         heldout_demonstrations=[pair for pair in pairs if pair[0].id in heldout_ids],
         documents=_files(recipe, folder) or documents,
-        heldout_documents=[] if recipe.pretrain.files else _dialogues(store, heldout) if documents else [],
+        heldout_documents=[] if recipe.pretrain.files else _dialogues(recipe, store, heldout) if documents else [],
         aside=[p for p in learnt if for_judge(p, recipe.judge.fraction)],
     )
 
 
 def _demonstrations(recipe: Recipe, store: Store, prompts: dict[str, Prompt]) -> list[Pair]:
     if recipe.sft.demonstrations == "written":
-        return [(prompts[d.prompt_id], d.text) for d in store.demonstrations()]
-    # What this run's own answers were judged to be comes after its demonstrations: it would never be finished.
-    own = f"runs/{recipe.name}/"
-    given = [completion.id for completion in store.completions() if not completion.origin.startswith(own)]
+        return [(prompts[d.prompt_id], d.text) for d in _written(recipe, store) if d.prompt_id in prompts]
+    given = [completion.id for completion in store.completions() if not _is_own(recipe, completion)]
     found = snapshot(store, recipe.data.criterion, given).comparisons()
     return [(comparison.prompt, _preferred(comparison)) for comparison in found]
+
+
+def _is_own(recipe: Recipe, completion: Completion) -> bool:
+    """Whether this run gave the answer. What people say of those comes after its demonstrations: if it were among
+    them, the run would begin anew with every judgement."""
+    return completion.origin.startswith(f"runs/{recipe.name}/")
+
+
+def _written(recipe: Recipe, store: Store) -> list[Demonstration]:
+    """The store's demonstrations, but for what people wrote while they judged this run's own answers."""
+    asked = {completion.prompt_id for completion in store.completions() if _is_own(recipe, completion)}
+    return [d for d in store.demonstrations() if d.judgement_id is None or d.prompt_id not in asked]
 
 
 def _preferred(comparison: Comparison) -> str:
@@ -153,12 +166,12 @@ def _preferred(comparison: Comparison) -> str:
     return comparison.texts[votes.index(max(votes))]
 
 
-def _dialogues(store: Store, prompts: Sequence[Prompt]) -> list[str]:
+def _dialogues(recipe: Recipe, store: Store, prompts: Sequence[Prompt]) -> list[str]:
     """Every conversation in the store about these prompts, as plain text; but no model's answers."""
     by_id = {prompt.id: prompt for prompt in prompts}
     answers: Iterable[Completion | Demonstration] = [
         *(c for c in store.completions(sorted(by_id)) if "sample" not in c.metadata),
-        *(d for d in store.demonstrations() if d.prompt_id in by_id),
+        *(d for d in _written(recipe, store) if d.prompt_id in by_id),
     ]
     return [
         plain_text([*by_id[answer.prompt_id].messages, Message(role="assistant", content=answer.text)])

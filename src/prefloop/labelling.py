@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 
+from prefloop.config import LabelConfig
 from prefloop.context import Context
+from prefloop.dataset import GOLD
 from prefloop.feedback.aggregate import Comparison, Snapshot, comparisons, snapshot
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.formats import read_file
@@ -21,11 +24,13 @@ from prefloop.feedback.pairs import pair_votes
 from prefloop.feedback.priority import information
 from prefloop.feedback.records import CANNOT_JUDGE, Completion, Judgement, Prompt, content_id
 from prefloop.feedback.reliability import annotator_weights
+from prefloop.feedback.store import AnyRecord
 from prefloop.feedback.tasks import Item
 from prefloop.labelers.simulated import PANEL, assign, judge
+from prefloop.models.heads import RewardModel
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy
-from prefloop.rewarding import member_scores
+from prefloop.rewarding import is_path, member_scores
 from prefloop.rollout.batch import Rollout
 from prefloop.runs import StageWriter, read_json, read_lines, write_json
 from prefloop.seeds import derive
@@ -34,6 +39,7 @@ from prefloop.training.online_dpo import PairJudge, Votes
 
 POLL_SECONDS = 1.0
 """How often a run that waits looks whether somebody has judged."""
+LEASE_SECONDS = 1800
 
 
 class WaitingForPeopleError(Exception):
@@ -45,7 +51,7 @@ def label(context: Context, writer: StageWriter) -> None:
     if context.recipe.label.by == "simulated":
         frozen = [_simulated(context)]
     else:
-        frozen = judged_so_far(context)
+        frozen = judged_so_far(context) if context.judged is None else context.judged
     for one in frozen:
         _check_judged(one)
         one.write(writer.folder / snapshot_name(context, one.criterion))
@@ -58,11 +64,12 @@ def label(context: Context, writer: StageWriter) -> None:
     }
 
 
-def judged_so_far(context: Context) -> list[Snapshot]:
+def judged_so_far(context: Context, items: Sequence[tuple[Prompt, list[Completion]]] | None = None) -> list[Snapshot]:
     """What the run would learn from now, by each criterion; where people judge, what they said of its own answers."""
     if context.recipe.label.by != "human":
         return [snapshot(context.store, name) for name in _asked(context)]
-    ids = [completion.id for _, completions in items_to_judge(context) for completion in completions]
+    items = items_to_judge(context) if items is None else items
+    ids = [completion.id for _, completions in items for completion in completions]
     found = [snapshot(context.store, name, ids) for name in _asked(context)]
     return [_only(one, [j for j in one.judgements if j.source == "human"]) for one in found]
 
@@ -101,40 +108,62 @@ def items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
 
 
 def _weighed(context: Context, frozen: Snapshot) -> dict[str, Any]:
-    """What each annotator's votes weigh, and the reliability behind it, whose level gold items fix."""
-    right = Queue(context.store).gold_ranks()
-    tested = [one for one in context.store.judgements(frozen.criterion) if one.id in right]
-    completions = [*frozen.completions, *context.store.completions({one.prompt_id: None for one in tested})]
-    found = annotator_weights(pair_votes([*frozen.judgements, *tested], completions, right))
+    """What each annotator's votes weigh, and the reliability behind it, whose level gold items fix.
+
+    The votes that the run learns from weigh 1 on average.
+    """
     judges = {one.annotator for one in frozen.judgements}
-    return {name: {"weight": w, "reliability": eta} for name, (w, eta) in sorted(found.items()) if name in judges}
+    right = Queue(context.store).gold_ranks() if context.recipe.label.by != "simulated" else {}
+    known = {one.id for one in frozen.judgements}
+    tested = [
+        one
+        for one in context.store.judgements(frozen.criterion)
+        if one.id in right and one.annotator in judges and one.id not in known
+    ]
+    completions = [*frozen.completions, *context.store.completions({one.prompt_id: None for one in tested})]
+    judgements = sorted([*frozen.judgements, *tested], key=lambda one: one.created)
+    found = annotator_weights(pair_votes(judgements, completions, right))
+    mean = sum(found[one.annotator][0] for one in frozen.judgements if one.annotator in found) / len(
+        frozen.judgements
+    )
+    return {
+        name: {"weight": weight / (mean or 1.0), "reliability": eta}
+        for name, (weight, eta) in sorted(found.items())
+        if name in judges
+    }
 
 
 # People
 
 
-def ask_people(context: Context) -> None:
-    """Put the sampled answers into the queue and come back when enough judgements are there.
+def check_label(label: LabelConfig) -> None:
+    """Raise ValueError for files of the recipe that cannot be used, before anything is trained."""
+    if label.by != "human":
+        return
+    if label.gold and not any(isinstance(record, Judgement) for record in read_file(label.gold)):
+        raise ValueError(f"label.gold: {label.gold} has no comparisons, so it tests nobody")
+    if is_path(label.reward_model) and not Path(label.reward_model).is_dir():
+        raise ValueError(f"label.reward_model: there is no folder {label.reward_model}")
+
+
+def ask_people(context: Context) -> list[Snapshot]:
+    """Put the sampled answers into the queue, come back when enough judgements are there, and return them.
 
     Raises:
         WaitingForPeopleError: there are not enough, and ``context.wait`` is False.
         ValueError: so many can never be there.
     """
-    config, items = context.recipe.label, items_to_judge(context)
-    if len(items) * config.overlap < config.minimum:
-        raise ValueError(
-            f"label.minimum = {config.minimum} cannot be reached: {len(items)} prompts have two different answers, "
-            f"and label.overlap = {config.overlap} people judge each. Lower it, or raise sample.prompts"
-        )
-    queue, name, told = Queue(context.store), _open_batch(context, items), False
-    while True:
-        seen = context.store.newest_judgement()
-        found = min(_votes_in(frozen) for frozen in judged_so_far(context))
-        context.line({"progress": min(1.0, found / config.minimum), "votes": found, "wanted": config.minimum})
-        if found >= config.minimum:
-            queue.close_batch(name)
-            return
-        _ask_for(context, queue, name, config.minimum - found)
+    minimum, items = context.recipe.label.minimum, items_to_judge(context)
+    queue, name = Queue(context.store), _batch_name(context)
+    seen, frozen = context.store.newest_judgement(), judged_so_far(context, items)
+    found = _votes_in(frozen)
+    if found < minimum:
+        _check_possible(context, items)
+        _open_batch(context, queue, name, items, minimum - found)
+    told = False
+    while found < minimum:
+        context.line({"progress": found / minimum, "votes": found, "wanted": minimum})
+        _ask_for(queue, name, minimum - found)
         if not context.wait:
             raise WaitingForPeopleError(
                 f"{_waiting(context, items, found)}\n"
@@ -145,41 +174,76 @@ def ask_people(context: Context) -> None:
             told = True
         while context.store.newest_judgement() == seen:
             time.sleep(POLL_SECONDS)
+        seen, frozen = context.store.newest_judgement(), judged_so_far(context, items)
+        found = _votes_in(frozen)
+    context.line({"progress": 1.0, "votes": found, "wanted": minimum})
+    _close(queue, context.recipe.name)
+    return frozen
 
 
-def _votes_in(frozen: Snapshot) -> int:
-    return sum(CANNOT_JUDGE not in judgement.flags for judgement in frozen.judgements)
-
-
-def _open_batch(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]) -> str:
-    """The run's batch; other answers, another batch."""
-    name = f"{context.recipe.name}/{read_json(context.run / 'sample' / 'manifest.json')['key'][:8]}"
-    queue = Queue(context.store)
-    _ask_for(context, queue, name, context.recipe.label.minimum)
-    priorities = _priorities(context, items)
-    queue.add_items(
-        name,
-        [
-            Item(prompt.id, tuple(completion.id for completion in completions), priority)
-            for (prompt, completions), priority in zip(items, priorities, strict=True)
-        ],
-    )
-    queue.add_items(name, _gold(context))
-    return name
-
-
-def _ask_for(context: Context, queue: Queue, name: str, missing: int) -> None:
-    """Let the batch hand out what is missing: some sends bring no vote, and some votes are imported."""
+def _check_possible(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]) -> None:
     config = context.recipe.label
-    done = next((batch.done for batch in queue.batches() if batch.name == name), 0)
+    if len(items) * config.overlap < config.minimum:
+        raise ValueError(
+            f"label.minimum = {config.minimum} cannot be reached: {len(items)} prompts have two different answers, "
+            f"and label.overlap = {config.overlap} people judge each. Lower it, or raise sample.prompts"
+        )
+
+
+def _votes_in(frozen: Sequence[Snapshot]) -> int:
+    """Votes by the criterion that has the fewest."""
+    return min(sum(CANNOT_JUDGE not in judgement.flags for judgement in one.judgements) for one in frozen)
+
+
+def _batch_name(context: Context) -> str:
+    """The run's batch; other answers, or other criteria, another batch."""
+    sampled = read_json(context.run / "sample" / "manifest.json")["key"]
+    return f"{context.recipe.name}/{content_id(sampled, _asked(context))[:8]}"
+
+
+def _open_batch(
+    context: Context, queue: Queue, name: str, items: Sequence[tuple[Prompt, list[Completion]]], missing: int
+) -> None:
+    config = context.recipe.label
+    before = next((batch for batch in queue.batches() if batch.name == name), None)
+    # What was chosen when the batch was made stays: asking the reward model again would tell the same.
+    found = _priorities(context, items) if before is None else [0.0] * len(items)
+    _close(queue, context.recipe.name)  # the batches of answers that this run has no use for any more
     queue.open_batch(
         name,
         criteria=_asked(context),
         overlap=config.overlap,
-        target=done + missing,
+        target=(before.done if before else 0) + missing,
         gold_share=config.gold_share if config.gold else 0.0,
         control_share=config.control_share,
+        lease_seconds=before.lease_seconds if before else LEASE_SECONDS,
     )
+    queue.add_items(
+        name,
+        [
+            Item(prompt.id, tuple(completion.id for completion in completions), priority)
+            for (prompt, completions), priority in zip(items, found, strict=True)
+        ],
+    )
+    queue.add_items(name, _gold(context))
+
+
+def _ask_for(queue: Queue, name: str, missing: int) -> None:
+    """Let the batch hand out what is missing: some sends bring no vote, and some votes are imported."""
+    if not queue.left(name):
+        raise ValueError(
+            f"every answer has been judged, and {missing} votes are missing: some could not be judged. Lower "
+            "label.minimum, raise label.overlap, or raise sample.prompts, and run again"
+        )
+    batch = next(batch for batch in queue.batches() if batch.name == name)
+    if batch.target != batch.done + missing:
+        queue.set_target(name, batch.done + missing)
+
+
+def _close(queue: Queue, run: str) -> None:
+    for batch in queue.batches():
+        if batch.name.startswith(f"{run}/") and not batch.closed:
+            queue.close_batch(batch.name)
 
 
 def _priorities(context: Context, items: Sequence[tuple[Prompt, list[Completion]]]) -> list[float]:
@@ -187,14 +251,13 @@ def _priorities(context: Context, items: Sequence[tuple[Prompt, list[Completion]
     config = context.recipe.label
     if not config.reward_model:
         return [0.0] * len(items)
-    return priorities(config.reward_model, items, context.recipe.data.max_prompt_tokens)
+    return priorities(load_reward_model(config.reward_model), items, context.recipe.data.max_prompt_tokens)
 
 
 def priorities(
-    reward_model: str, items: Sequence[tuple[Prompt, Sequence[Completion]]], max_prompt_tokens: int
+    model: RewardModel, items: Sequence[tuple[Prompt, Sequence[Completion]]], max_prompt_tokens: int
 ) -> list[float]:
     """How much a judgement of each item would teach a reward model, in bits (`feedback.priority`)."""
-    model = load_reward_model(reward_model)
     pairs = [(prompt, completion.text) for prompt, completions in items for completion in completions]
     scores = member_scores(model, [p for p, _ in pairs], [text for _, text in pairs], max_prompt_tokens)
     found, start = [], 0
@@ -209,9 +272,14 @@ def _gold(context: Context) -> list[Item]:
     name = context.recipe.label.gold
     if not name:
         return []
-    records = list(read_file(name))
+    records = [_marked(record) for record in read_file(name)]
     context.store.add(record for record in records if not isinstance(record, Judgement))
     return [Item(j.prompt_id, j.shown, gold=j.ranks) for j in records if isinstance(j, Judgement)]
+
+
+def _marked(record: AnyRecord) -> AnyRecord:
+    """A gold prompt is no prompt to learn from (`dataset`)."""
+    return record.model_copy(update={"metadata": {GOLD: True}}) if isinstance(record, Prompt) else record
 
 
 def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int) -> str:

@@ -22,10 +22,10 @@ from prefloop.dataset import Dataset, prepare
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
-from prefloop.labelling import ask_people, judged_so_far
+from prefloop.labelling import ask_people, check_label, judged_so_far
 from prefloop.recipes import Recipe, dump_recipe
 from prefloop.report import write_report
-from prefloop.rewarding import load_function
+from prefloop.rewarding import is_path, load_function
 from prefloop.runs import RunFolder, file_hash, folder_hash, read_json, read_lines, write_json, write_text
 from prefloop.stages import STAGES
 from prefloop.training.loop import Metrics
@@ -107,6 +107,7 @@ def run(
             load_function(source)  # a fault in it is found now, not after an hour of training
         elif is_path(source.model) and not Path(source.model).is_dir():
             raise ValueError(f"reward {source.name!r}: there is no folder {source.model}")
+    check_label(recipe.label)
     runs = RunFolder(project / "runs" / recipe.name)
     with _threads(recipe.threads), Store.of_project(project) as store:
         data = prepare(recipe, store, folder or project)
@@ -117,8 +118,9 @@ def run(
             for stage in recipe.stages:
                 context = _context(recipe, runs, data, store, stage, listener, said)
                 context.wait, context.page = wait, page
-                if stage == "label" and recipe.label.by == "human":
-                    ask_people(context)  # before the key, which is of what they said
+                if stage == "label" and recipe.label.by != "simulated":
+                    # Before the key, which is of what was said, and once: the stage freezes just that.
+                    context.judged = ask_people(context) if recipe.label.by == "human" else judged_so_far(context)
                 keys[stage] = _key(stage, context, keys)
                 _run_stage(stage, keys, context, runs, listener)
             write_json(runs.path / "summary.json", _summary(recipe, runs))
@@ -223,7 +225,7 @@ def _key(stage: StageName, context: Context, keys: dict[StageName, str]) -> str:
     elif stage == "label" and recipe.label.by != "simulated":
         # How people were asked is over; what they said counts.
         parts["config"] = [recipe.label.by, recipe.label.weights]
-        parts["judgements"] = [frozen.hash for frozen in judged_so_far(context)]
+        parts["judgements"] = [frozen.hash for frozen in context.judged or ()]
         if recipe.label.weights == "reliability":
             parts["gold"] = sorted(Queue(context.store).gold_ranks())
     elif stage in ("reward", "judge", *DIRECT):
@@ -247,11 +249,6 @@ def _rewards(recipe: Recipe) -> list[Any]:
         ]
         for source in recipe.rewards
     ]
-
-
-def is_path(name: str) -> bool:
-    """Whether a model's name can only be a path: names of a hub are ``model`` or ``owner/model``."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _base(recipe: Recipe) -> Any:

@@ -184,7 +184,7 @@ class Recipe(Section):
         if self.label.by == "none":
             unused('label.by is "none"', "label.overlap")
         if self.label.by != "human":
-            unused(f'label.by is "{self.label.by}"', *all_of(self.label, "label", "by", "overlap"))
+            unused(f'label.by is "{self.label.by}"', *all_of(self.label, "label", "by", "overlap", "weights"))
         if not self.label.gold:
             unused("label.gold is empty", "label.gold_share")
         if not self.label.reward_model:

@@ -85,6 +85,11 @@ def _model(context: Context, source: RewardSource) -> RewardModel:
     return load_reward_model(source.model or context.run / "reward" / "model")
 
 
+def is_path(name: str) -> bool:
+    """Whether a model's name can only be a path: names of a hub are ``model`` or ``owner/model``."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def load_function(source: RewardSource) -> RewardFunction | Batched:
     """The function that ``FILE.py:NAME`` names. The file is run.
 

@@ -24,7 +24,7 @@ from prefloop.feedback.store import AnyRecord, Store
 from prefloop.feedback.tasks import Batch, Item
 from prefloop.judging import answers_of, choose_judge, judged
 from prefloop.labelling import priorities
-from prefloop.models.loading import load_tokenizer
+from prefloop.models.loading import load_reward_model, load_tokenizer
 from prefloop.policy import Policy, load_policy
 from prefloop.recipes import Recipe
 from prefloop.rollout.sampler import sample
@@ -71,6 +71,7 @@ def sample_to_queue(model: str, store: Store, recipe: Recipe, how: Sampling, she
     if sheet is not None:
         _check_sheet(sheet)
     else:
+        reward = load_reward_model(how.reward_model) if how.reward_model else None
         batch = _open_batch(store, recipe, how)
         if batch.target is not None and batch.done >= batch.target:
             return Sampled(0, batch.done, batch.target)
@@ -79,8 +80,8 @@ def sample_to_queue(model: str, store: Store, recipe: Recipe, how: Sampling, she
         rows = write_sheet(sheet, items, annotator=user_name(), criterion=recipe.data.criterion)
         return Sampled(rows, 0, None)
     found = [0.0] * len(items)
-    if how.reward_model:
-        found = priorities(how.reward_model, items, recipe.data.max_prompt_tokens)
+    if reward is not None:
+        found = priorities(reward, items, recipe.data.max_prompt_tokens)
     added = Queue(store).add_items(
         SAMPLED,
         [
@@ -99,12 +100,16 @@ def _check_sheet(sheet: Path) -> None:
 
 
 def _open_batch(store: Store, recipe: Recipe, how: Sampling) -> Batch:
-    return Queue(store).open_batch(
+    queue = Queue(store)
+    before = next((batch for batch in queue.batches() if batch.name == SAMPLED), None)
+    kept = {"gold_share": before.gold_share, "lease_seconds": before.lease_seconds} if before else {}
+    return queue.open_batch(
         SAMPLED,
         criteria=tuple(dict.fromkeys((recipe.data.criterion, *recipe.criteria))),
         overlap=how.overlap,
         target=how.target,
         control_share=recipe.label.control_share,
+        **kept,  # type: ignore[arg-type]
     )
 
 

@@ -826,5 +826,5 @@ def test_few_statements(queue: Queue, store: Store) -> None:
         counts[name] = len(seen)
     assert counts["next"] <= 15
     assert counts["submit"] <= 11 + 7, "with the asking for what is held"
-    assert counts["undo"] <= 14
+    assert counts["undo"] <= 15
     assert counts["progress"] <= 9

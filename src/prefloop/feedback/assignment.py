@@ -33,7 +33,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from .batches import add_rows, batch_of, batch_row, check_batch
-from .choosing import candidate, gold_among, left_lying, open_batches, open_to, order, room
+from .choosing import candidate, goal, goal_left, gold_among, left_lying, open_batches, open_to, order, room
 from .records import Judgement
 from .sending import as_draft, demonstrations_of, judgements_of, retraction
 from .store import Store, add_records, completions_by_id, judgement_by_id, prompt_by_id
@@ -93,6 +93,23 @@ class Queue:
             made = batch_row(db, name)
         assert made is not None
         return batch_of(made)
+
+    def set_target(self, name: str, target: int) -> None:
+        """How many sends are enough; nothing else of the batch changes. LookupError: there is none."""
+        with self._database.writing() as db:
+            if db.execute(sa.update(BATCHES).where(BATCHES.c.name == name).values(target=target)).rowcount == 0:
+                raise LookupError(f"there is no batch {name!r}")
+
+    def left(self, name: str) -> int:
+        """How many ordinary tasks of a batch are under way or could still be handed out, to whomever."""
+        with self._database.reading() as db:
+            batch = batch_row(db, name)
+            if batch is None:
+                raise LookupError(f"there is no batch {name!r}")
+            mine = (ITEMS.c.batch == batch["seq"], ITEMS.c.arm != "gold", ITEMS.c.free > 0)
+            free = db.scalar(sa.select(sa.func.sum(ITEMS.c.free)).where(*mine)) or 0
+            under_way = sa.select(sa.func.count()).where(TASKS.c.batch == batch["seq"], LEASED, TASKS.c.arm != "gold")
+            return int(free) + (db.scalar(under_way) or 0)
 
     def close_batch(self, name: str) -> None:
         """Hand out nothing more of it; tasks under way may still be sent. LookupError: there is none."""
@@ -260,7 +277,8 @@ class Queue:
         found = {}
         for events, shown, completions, gold, criteria in rows:
             right = dict(zip(completions, gold, strict=True))
-            found[events[criteria[0]]] = tuple(right[key] for key in shown)
+            if criteria[0] in events:  # else the batch was asked by another criterion then
+                found[events[criteria[0]]] = tuple(right[key] for key in shown)
         return found
 
     # Handing out
@@ -276,7 +294,11 @@ class Queue:
             else:
                 _update(db, row, state="expired")
                 _free(db, row, +1)
-        return _update(db, mine[-1], expires=_lease_end(mine[-1]["lease_seconds"], now)) if mine else None
+        if not mine:
+            return None
+        # Whoever sees the task again sees today's guidelines.
+        newest = db.scalar(sa.select(sa.func.max(GUIDELINES.c.version)))
+        return _update(db, mine[-1], expires=_lease_end(mine[-1]["lease_seconds"], now), guidelines=newest)
 
     def _assign(self, db: sa.Connection, annotator: str, now: datetime) -> _Row | None:
         batches = [row for row in db.execute(open_batches()).mappings().all() if room(db, row) > 0]
@@ -303,7 +325,8 @@ def _remaining(db: sa.Connection, batches: list[sa.RowMapping], annotator: str) 
     lying = left_lying(db, _WHOLE, annotator)
     served: list[sa.RowMapping] = []
     for batch in batches:
-        left = room(db, batch)
+        hides_gold = batch["target"] is not None and batch["gold_share"] > 0
+        left = goal_left(db, batch) if hides_gold else room(db, batch)
         if left <= 0:
             continue
         again = sum(row["batch"] == batch["seq"] for row in lying)
@@ -311,8 +334,12 @@ def _remaining(db: sa.Connection, batches: list[sa.RowMapping], annotator: str) 
         more |= fresh == COUNTED < left - again
         if fresh:
             served.append(batch)
-        fresh = int(max(0, min(fresh, left - again)))
-        fresh += gold_among(db, batch, annotator, number, fresh)
+        if hides_gold:  # counted without a look at what the tasks under way are
+            fresh += gold_among(db, batch, annotator, number, fresh)
+            fresh = int(max(0, min(fresh, left - again)))
+        else:
+            fresh = int(max(0, min(fresh, left - again)))
+            fresh += gold_among(db, batch, annotator, number, fresh)
         number, remaining = number + fresh, remaining + again + fresh
     return remaining, more
 
@@ -321,7 +348,7 @@ def _targets(batches: list[sa.RowMapping]) -> int | None:
     """All targets together, gold items included, since what was sent includes them too."""
     if not batches or any(row["target"] is None for row in batches):
         return None
-    return sum(round(row["target"] / (1 - row["gold_share"])) for row in batches)
+    return sum(goal(row) for row in batches)
 
 
 # Tasks
@@ -360,7 +387,7 @@ def _lease(
         "annotator": annotator,
         "number": number,
         "arm": item["arm"],
-        "shown": order(item, annotator),
+        "shown": order(batch, item, annotator),
         "guidelines": db.scalar(sa.select(sa.func.max(GUIDELINES.c.version))),
         "state": "leased",
         "started": moment(now),

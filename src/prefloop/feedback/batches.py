@@ -44,7 +44,7 @@ def add_rows(db: sa.Connection, batch: sa.RowMapping, items: list[Item]) -> int:
     rows = {}
     for item in items:
         _check_item(item, owners)
-        key = content_id("item", item.prompt_id, sorted(item.completions))
+        key = content_id("item", item.prompt_id, sorted(item.completions), batch["criteria"])
         lot = uniform("lot", batch["salt"], key)
         arm = arm_of(batch, item.gold, lot)
         rows[key] = {

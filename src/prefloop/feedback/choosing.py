@@ -87,6 +87,19 @@ def room(db: sa.Connection, batch: sa.RowMapping) -> float:
     return max(0, batch["target"] - batch["done"] - (db.scalar(leased) or 0))
 
 
+def goal(batch: sa.RowMapping) -> int:
+    """Sends that a batch with a target will take, those about gold items among them, about."""
+    return round(batch["target"] / (1 - batch["gold_share"]))
+
+
+def goal_left(db: sa.Connection, batch: sa.RowMapping) -> int:
+    """What is left of the goal. Tasks under way count alike: by `room`, gold could be told from others."""
+    if batch["done"] >= batch["target"]:
+        return 0
+    under_way = db.scalar(sa.select(sa.func.count()).where(TASKS.c.batch == batch["seq"], LEASED)) or 0
+    return goal(batch) - int(batch["sent"]) - under_way
+
+
 def gold_among(db: sa.Connection, batch: sa.RowMapping, annotator: str, number: int, ordinary: int) -> int:
     """How many gold items come before the last of the next ``ordinary`` ones, the first of them at ``number``."""
     if batch["gold_share"] == 0 or ordinary == 0:
@@ -103,9 +116,13 @@ def gold_among(db: sa.Connection, batch: sa.RowMapping, annotator: str, number: 
     return gold
 
 
-def order(item: sa.RowMapping, annotator: str) -> list[str]:
-    """The completions in an order that is random for each annotator."""
-    return sorted(item["completions"], key=lambda key: content_id("order", annotator, item["key"], key))
+def order(batch: sa.RowMapping, item: sa.RowMapping, annotator: str) -> list[str]:
+    """The completions in an order that is random for each annotator.
+
+    With the batch's secret: an id is a hash that says who wrote the text to whoever can guess that, and an order by
+    such hashes alone would let it be tried.
+    """
+    return sorted(item["completions"], key=lambda key: content_id("order", batch["salt"], annotator, key))
 
 
 def uniform(*parts: Any) -> float:

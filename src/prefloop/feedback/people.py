@@ -149,11 +149,14 @@ class People:
         """Whose session this is; None for one that is unknown, over, or of somebody who was revoked."""
         return self._owner("session", secret)
 
-    def make_token(self, name: str, label: str, days: float | None = None) -> tuple[Token, str]:
-        """A token for scripts and its secret, which nobody can read again."""
+    def make_token(self, name: str, label: str, days: float | None = None, author: str = "") -> tuple[Token, str]:
+        """A token for scripts and its secret, which nobody can read again.
+
+        ``author`` is who made it, where that is somebody else: it ends with them as well.
+        """
         with self._database.writing() as db:
             self._check_active(db, name)
-            row, secret = self._add(db, "token", person=name, author=name, label=label, days=days)
+            row, secret = self._add(db, "token", person=name, author=author or name, label=label, days=days)
         return _token(row), secret
 
     def tokens(self) -> list[Token]:

@@ -24,7 +24,8 @@ from .statistics import described, figures
 
 router = APIRouter(prefix="/api", tags=["Data"], dependencies=FOR_ADMINS, responses=errors(401, 403))
 FileName = Annotated[
-    str, Query(max_length=100, pattern=r"^\w[\w.-]*$", description="Its ending says what it is; the answers' origin.")
+    str,
+    Query(max_length=100, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$", description="Becomes the answers' origin."),
 ]
 JSON_LINES = "application/x-ndjson"
 FILES = {JSON_LINES, "application/octet-stream"}

@@ -77,9 +77,9 @@ def tokens(state: Shared) -> list[TokenOut]:
 
 
 @router.post("/tokens", responses=errors(401, 403, 404))
-def make_token(state: Shared, body: TokenIn) -> TokenMade:
+def make_token(admin: Admin, state: Shared, body: TokenIn) -> TokenMade:
     """Make a token for a script, or for somebody to sign in again; it may do what its person may do."""
-    made, secret = state.people.make_token(body.name, body.label, body.days)
+    made, secret = state.people.make_token(body.name, body.label, body.days, admin.name)
     return TokenMade(**vars(made), token=secret, url=f"{state.settings.origins[0]}/#key={secret}")
 
 

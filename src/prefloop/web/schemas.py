@@ -14,12 +14,12 @@ from prefloop.feedback.tasks import Why
 MOST_ANSWERS = 50
 MOST_CRITERIA = 20
 MOST_ITEMS = 5_000
-DRAFT_BYTES = 500_000
+DRAFT_BYTES = 1_000_000
 TEXT_CHARACTERS = 200_000
 
 _NO_NUL = r"^[^\x00]*$"
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w@+][\w @.+-]*$", examples=["ana"])]
-"""A person: letters, digits, space and ``_ @ . + -``; nothing that looks like somebody else or breaks an address."""
+"""A person: letters, digits, space and ``_ @ . + -``; nothing that breaks an address."""
 BatchName = Annotated[str, Field(min_length=1, max_length=200, pattern=_NO_NUL)]
 Secret = Annotated[str, Field(min_length=16, max_length=200, pattern=r"^[A-Za-z0-9_-]*$")]
 Identifier = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]*$")]

@@ -399,13 +399,27 @@ def test_every_format_has_a_round_trip() -> None:
 # The real file, and one that is not as regular
 
 
-def test_hh_rlhf_goes_in_and_out_unchanged(stored: Store, tmp_path: Path) -> None:
-    if not HH.exists():
-        pytest.skip(f"the hh-rlhf sample is not there: {HH}")
-    import_file(stored, HH)
-    report = export_file(stored, "dialogue", tmp_path / "out.jsonl")
-    assert (report.rows, report.left_out) == (2312, {})
-    assert sum(row != old for row, old in zip(rows_of(tmp_path / "out.jsonl"), rows_of(HH), strict=True)) == 0
+def test_dialogues_go_in_and_out_unchanged(tmp_path: Path) -> None:
+    """Made ones; and the real file's 2,312 rows, where it lies beside the project."""
+    made = tmp_path / "made.jsonl"
+    begin = "\n\nHuman: Hi  \n\nAssistant: Yes?\n\n\n\nHuman: What of "
+    made.write_text(
+        "".join(
+            json.dumps(
+                {"chosen": f"{begin}{i}?\n\nAssistant: A{' ' * (i % 3)}", "rejected": f"{begin}{i}?\n\nAssistant:"}
+            )
+            + "\n"
+            for i in range(40)
+        ),
+        encoding="utf-8",
+    )
+    for path, count in [(made, 40), *([(HH, 2312)] if HH.exists() else [])]:
+        with Store.open(tmp_path / f"{count}.db") as store:
+            import_file(store, path)
+            report = export_file(store, "dialogue", tmp_path / f"{count}.jsonl")
+        assert (report.rows, report.left_out) == (count, {})
+        rows = zip(rows_of(tmp_path / f"{count}.jsonl"), rows_of(path), strict=True)
+        assert sum(row != old for row, old in rows) == 0
 
 
 SPACE = st.text(" \n\t", max_size=3)

@@ -460,18 +460,32 @@ def test_identifiers_stay_as_they_were(tmp_path: Path) -> None:
 # The real file
 
 
-def test_hh_rlhf(store: Store) -> None:
-    if not HH.exists():
-        pytest.skip(f"the hh-rlhf sample is not there: {HH}")
-    report = import_file(store, HH)
-    assert (report.format, report.rows, report.skipped) == ("dialogue", 2312, {})
-    assert report.added == Counts(prompts=2310, completions=4624, judgements=2312)
-    assert report.noted == {"an answer is empty": 4}
+def test_every_dialogue_is_read_to_the_letter(tmp_path: Path) -> None:
+    """Made ones; and the real file's, where it lies beside the project."""
+    made = tmp_path / "made.jsonl"
+    begin = "\n\nHuman: Hi \n\nAssistant: Yes?\n\nHuman: What of "
+    rows = [
+        {"chosen": f"{begin}{i}?\n\nAssistant: A {i}", "rejected": f"{begin}{i}?\n\nAssistant: B"} for i in range(9)
+    ]
+    made.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with Store.open(tmp_path / "made.db") as store:
+        assert import_file(store, made).rows == 9
+        check_to_the_letter(store, made)
+    if HH.exists():
+        with Store.open(tmp_path / "hh.db") as store:
+            report = import_file(store, HH)
+            assert (report.format, report.rows, report.skipped) == ("dialogue", 2312, {})
+            assert report.added == Counts(prompts=2310, completions=4624, judgements=2312)
+            assert report.noted == {"an answer is empty": 4}
+            check_to_the_letter(store, HH)
+
+
+def check_to_the_letter(store: Store, path: Path) -> None:
     # Every dialogue is there to the letter, white space around turns aside.
     texts = {completion.id: completion.text for completion in store.completions()}
     prompts = {prompt.id: prompt for prompt in store.prompts()}
     names = {"user": "Human", "assistant": "Assistant"}
-    with HH.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8") as file:
         for line, judgement in zip(file, store.judgements(), strict=True):
             row = json.loads(line)
             context = "".join(f"\n\n{names[r]}: {c}" for r, c in turns(prompts[judgement.prompt_id]))

@@ -71,7 +71,10 @@ def export_file(store: Store, format: ExportFormat, out: str | Path, *, criterio
 
 
 _TRL = {"comparison", "unpaired", "demonstration", "prompt"}
-_OF_JUDGEMENTS = {"dialogue", "comparison", "sharegpt-comparison", "alpaca-comparison", "alpacaeval", "oasst"}
+_OF_JUDGEMENTS = {
+    *("dialogue", "comparison", "sharegpt-comparison", "alpaca-comparison", "alpacaeval", "oasst"),
+    *("unpaired", "sharegpt-unpaired", "alpaca-unpaired"),
+}
 
 
 def _writer(format: str, plain: bool) -> Callable[[Any], Row]:

@@ -85,7 +85,8 @@ def _conversation(row: Row) -> list[Any]:
 def _turn(value: Any, name: str) -> Message:
     if not isinstance(value, dict):
         raise RowError(f"field {name!r} is a {kind_of(value)}", "expected a message: {from, value}")
-    role = (_ROLES | _ALSO).get(value.get("from", ""))
+    speaker = value.get("from", "")
+    role = (_ROLES | _ALSO).get(speaker) if isinstance(speaker, str) else None
     if role is None:
         not_among(f"{name}.from", "a speaker", value.get("from"), tuple(_ROLES))
     return Message(role=role, content=text_of(value.get("value"), f"{name}.value"))

@@ -45,7 +45,7 @@ def read_oasst(row: Row) -> list[Ranked | Asked | str]:
 
 def _message(node: Row, name: str) -> Message:
     role = node.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         not_among(f"{name}.role", "a role", role, tuple(_ROLES))
     return Message(role=_ROLES[role], content=text_at(node, "text"))
 
@@ -101,7 +101,7 @@ def trees(rows: Iterator[Numbered]) -> Iterator[Numbered]:
                 if root is not None:
                     yield first, _tree(root)
                 first, root, nodes = number, node, {}
-            elif parent in nodes:
+            elif isinstance(parent, str) and parent in nodes:
                 nodes[parent]["replies"].append(node)
             else:
                 raise RowError(

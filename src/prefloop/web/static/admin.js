@@ -28,7 +28,7 @@ function showStats(stats) {
 
 /** Takes seconds where there is much to count, so the page does not wait for it. */
 async function showStatistics() {
-  const { html } = await call("GET", "/statistics");
+  const { html } = await call("GET", "/statistics", undefined, { seconds: 600 });
   const parsed = new DOMParser().parseFromString(html, "text/html");
   byId("plots").replaceChildren(...[...parsed.body.childNodes].map((node) => document.importNode(node, true)));
   byId("plots").ariaBusy = "false";

@@ -16,13 +16,13 @@ export class Refused extends Error {
 export class Unreachable extends Error {}
 
 /** JSON in, JSON out. `keepalive` lets it outlive the page. */
-export async function call(method, path, body, { keepalive = false } = {}) {
+export async function call(method, path, body, { keepalive = false, seconds = SECONDS } = {}) {
   const request = { method, keepalive, cache: "no-store", credentials: "same-origin" };
   if (body !== undefined) {
     request.headers = { "Content-Type": "application/json" };
     request.body = JSON.stringify(body);
   }
-  if (!keepalive) request.signal = AbortSignal.timeout(SECONDS * 1000);
+  if (!keepalive) request.signal = AbortSignal.timeout(seconds * 1000);
   let response, answer;
   try {
     response = await fetch(`${base}/api${path}`, request);

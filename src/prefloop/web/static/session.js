@@ -48,7 +48,10 @@ async function signIn() {
     if (invite) return location.assign(`${document.documentElement.dataset.base}/join#${invite}`);
     try {
       const me = await call("POST", "/session", { key: pasted.replace(/^.*#/, "").replace(/^key=/, "") });
-      if (person && me.name !== person.name) location.reload(); // somebody else's work is not theirs to send
+      if (person && me.name !== person.name) {
+        location.reload(); // somebody else's work is not theirs to send: nothing goes on here
+        return new Promise(() => {});
+      }
       done = true;
     } catch (error) {
       problem.textContent = error.message;
