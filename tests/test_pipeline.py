@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -26,6 +27,7 @@ from prefloop.feedback.aggregate import read_snapshot
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import CANNOT_JUDGE
 from prefloop.feedback.store import Store
+from prefloop.feedback.tasks import Submission, Verdict
 from prefloop.judging import NO_JUDGE
 from prefloop.labelling import WaitingForPeopleError
 from prefloop.pipeline import NonFiniteError, Silence
@@ -555,6 +557,66 @@ def test_a_run_that_waits_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.
     assert sum("prefloop label" in note for note in recorder.notes) == 1
     assert recorder.ran[-1] == "evaluation"
     assert run(recipe, tmp_path).ran == [], "nothing is done again because people were waited for"
+
+
+def test_an_edit_while_judging_does_not_begin_the_run_anew(tmp_path: Path) -> None:
+    """Nor does gold that came into the store: neither is among what this run learns from."""
+    dialogues(tmp_path / "dialogues.jsonl")
+    gold = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+    (tmp_path / "gold.jsonl").write_text(json.dumps(gold) + "\n", encoding="utf-8")
+    recipe = from_store(
+        *("label.by=human", "label.minimum=12", "judge.fraction=0.2", "label.gold=gold.jsonl"),
+        'algorithms=["dpo"]',
+    )
+    with pytest.raises(WaitingForPeopleError):
+        run(recipe, tmp_path)
+    with Store.of_project(tmp_path) as store:
+        queue = Queue(store)
+        task = queue.next("mia")
+        assert task is not None
+        verdicts = (Verdict("overall", tuple(range(1, len(task.shown) + 1))),)
+        queue.submit("mia", task.id, Submission("edited", verdicts, demonstration=(0, "Better so.")))
+        assert "Better so." in {one.text for one in store.demonstrations()}
+        judge_some(store, 99)
+    recorder = run(recipe, tmp_path)
+    assert recorder.kept == ["pretrain", "sft", "sample"]
+    assert run(recipe, tmp_path).ran == []
+
+
+def test_a_run_says_so_when_there_is_nothing_left_to_ask(tmp_path: Path) -> None:
+    dialogues(tmp_path / "dialogues.jsonl")
+    recipe = from_store("label.by=human", "label.minimum=20", "judge.fraction=0.2", 'algorithms=["dpo"]')
+    with pytest.raises(WaitingForPeopleError):
+        run(recipe, tmp_path)
+    with Store.of_project(tmp_path) as store:
+        assert judge_some(store, 99, "could not", flags=(CANNOT_JUDGE,)) == 20
+    with pytest.raises(ValueError, match="every answer has been judged, and 20 votes are missing"):
+        for _ in range(3):  # a batch's target is met, and raised by what is missing
+            with suppress(WaitingForPeopleError):
+                run(recipe, tmp_path)
+            with Store.of_project(tmp_path) as store:
+                judge_some(store, 99, "could not", flags=(CANNOT_JUDGE,))
+
+
+def test_another_criterion_is_asked_about_in_another_batch(project: Path) -> None:
+    human = ("label.by=human", "label.minimum=5", 'algorithms=["dpo"]')
+    with pytest.raises(WaitingForPeopleError):
+        run(tiny(*human), project)
+    with Store.of_project(project) as store:
+        assert judge_some(store, 99) == 5
+    more = (*human, "reward.criteria={overall = 1.0, tone = 0.5}")
+    with pytest.raises(WaitingForPeopleError, match="0 of 5"):
+        run(tiny(*more), project)
+    with Store.of_project(project) as store:
+        assert [batch.closed for batch in Queue(store).batches()] == [True, False]
+        assert judge_some(store, 99) == 5
+    assert "label" in run(tiny(*more), project).ran
+
+
+def test_a_gold_file_that_tests_nobody_is_found_at_once(project: Path) -> None:
+    (project / "gold.jsonl").write_text('{"prompt": "Hi", "response": "Hello"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"label.gold: .*gold.jsonl has no comparisons"):
+        run(tiny("label.by=human", "label.gold=gold.jsonl"), project)
 
 
 def test_other_answers_are_another_batch(project: Path) -> None:

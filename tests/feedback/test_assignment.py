@@ -198,10 +198,13 @@ def test_the_guidelines_that_were_shown_are_recorded(queue: Queue, store: Store)
     store.add_guidelines("First.", "root")
     task = given(queue, "ann")
     store.add_guidelines("Second.", "root")
-    assert [given(queue, "ann").guidelines, send(queue, "ann", task)[0].guidelines] == [1, 1]
-    assert send(queue, "ann", given(queue, "ann"))[0].guidelines == 2
+    assert send(queue, "ann", task)[0].guidelines == task.guidelines == 1, "what was on the page when it was sent"
+    again = given(queue, "ann")
+    store.add_guidelines("Third.", "root")
+    assert (again.guidelines, given(queue, "ann").guidelines) == (2, 3), "a reload shows the newest"
+    assert send(queue, "ann", again)[0].guidelines == 3
     assert before.guidelines is None
-    assert [one.guidelines for one in store.judgements()] == [None, 1, 2]
+    assert [one.guidelines for one in store.judgements()] == [None, 1, 3]
 
 
 # Leases
@@ -659,16 +662,21 @@ def test_gold_comes_at_other_places_in_another_batch(queue: Queue, store: Store)
 
 def test_nothing_that_a_person_is_told_tells_gold(queue: Queue, store: Store, clock: Clock) -> None:
     """The same work without gold looks the same: identifiers, text, moments and names aside."""
-    gold = with_gold(queue, store, 20, 20, gold_share=0.5, target=15)
+    gold = with_gold(queue, store, 20, 40, gold_share=0.5, target=15)
     told: dict[bool, set[str]] = {True: set(), False: set()}
-    progress = queue.progress("ann")
-    lefts = list(range(progress.remaining, 0, -1))
-    for left in lefts:
-        task = given(queue, "ann")
+    sent = 0
+    while (task := queue.next("ann")) is not None:
         before = queue.progress("ann")
-        assert (before.remaining, before.remaining_at_least) == (left, False)
-        assert before.collected == before.done == task.number - 1
+        assert (before.remaining, before.remaining_at_least) == (max(1, 30 - sent), False)
+        assert before.collected == before.done == sent
+        if sent < 25:  # a skip gives the task back, whatever it is
+            queue.skip("ann", task.id)
+            skipped = queue.progress("ann")
+            assert skipped.remaining == 30 - sent
+            assert queue.undo("ann") is not None
+            assert queue.progress("ann") == before
         (said,) = send(queue, "ann", task)
+        sent += 1
         said_ = said.model_dump(include={"annotator", "source", "criterion", "flags", "seconds", "guidelines"})
         shape = asdict(task) | {"prompt": 0, "shown": len(task.shown), "id": len(task.id), "number": 0}
         shape["expires"] = round((task.expires - clock.now).total_seconds())
@@ -676,8 +684,7 @@ def test_nothing_that_a_person_is_told_tells_gold(queue: Queue, store: Store, cl
     assert told[True] == told[False]
     assert len(told[True]) == 1
     after = queue.progress("ann")
-    assert queue.next("ann") is None
-    assert (after.remaining, after.collected) == (0, len(lefts))
+    assert (after.remaining, after.collected) == (0, sent)
     assert after.target == 30, "gold is in what is collected, so it is in what is wanted"
 
 
@@ -828,3 +835,21 @@ def test_few_statements(queue: Queue, store: Store) -> None:
     assert counts["submit"] <= 11 + 7, "with the asking for what is held"
     assert counts["undo"] <= 15
     assert counts["progress"] <= 9
+
+
+def test_how_much_of_a_batch_is_left(queue: Queue, store: Store, clock: Clock) -> None:
+    start(queue, store, 2, overlap=2, lease_seconds=60)
+    assert queue.left("a") == 4
+    task = given(queue, "ann")
+    assert queue.left("a") == 4, "one of them under way"
+    send(queue, "ann", task)
+    assert queue.left("a") == 3
+    queue.set_target("a", 1)
+    assert queue.next("bob") is None
+    queue.set_target("a", 9)
+    judge_all(queue, "ann")
+    judge_all(queue, "bob")
+    assert queue.left("a") == 0
+    for change in (lambda: queue.set_target("b", 1), lambda: queue.left("b")):
+        with pytest.raises(LookupError, match="no batch 'b'"):
+            change()

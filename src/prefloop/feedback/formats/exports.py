@@ -65,16 +65,14 @@ def export_file(store: Store, format: ExportFormat, out: str | Path, *, criterio
     plain = all(trl.is_plain(prompt.messages) for prompt in store.prompts()) if format in _TRL else True
     source = _source(store, format, criterion, report)
     report.rows = write_rows(_rows(source, _writer(format, plain), report), Path(out), _columns(format, plain))
-    if format in _OF_JUDGEMENTS:
+    if format in _OF_A_CRITERION:
         _count_other_criteria(store, criterion, report)
     return report
 
 
 _TRL = {"comparison", "unpaired", "demonstration", "prompt"}
-_OF_JUDGEMENTS = {
-    *("dialogue", "comparison", "sharegpt-comparison", "alpaca-comparison", "alpacaeval", "oasst"),
-    *("unpaired", "sharegpt-unpaired", "alpaca-unpaired"),
-}
+_OF_JUDGEMENTS = {"dialogue", "comparison", "sharegpt-comparison", "alpaca-comparison", "alpacaeval", "oasst"}
+_OF_A_CRITERION = _OF_JUDGEMENTS | {"unpaired", "sharegpt-unpaired", "alpaca-unpaired"}
 
 
 def _writer(format: str, plain: bool) -> Callable[[Any], Row]:
