@@ -23,7 +23,7 @@ demo: $(STAMP)  ## Run the whole loop on the embedded world (ARGS="--seed 1 --al
 
 test: $(STAMP)  ## Run all checks and tests
 	$(MAKE) check
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --durations 15 $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types, layering
 	$(BIN)/ruff check src tests benchmarks docs

@@ -159,21 +159,21 @@ def test_demo(call: Call, tmp_path: Path) -> None:
 
 def test_demo_with_people(call: Call, tmp_path: Path) -> None:
     """Stops with instructions; following them leads to the end."""
-    options = settings("data.world_prompts=60", "data.world_heldout=30", "label.minimum=10", 'algorithms=["dpo"]')
+    options = settings("data.world_prompts=60", "data.world_heldout=30", "label.minimum=20", 'algorithms=["dpo"]')
     shown = ok(call("demo", "--human", "--no-wait", *options))
-    assert "(0 of 10 votes so far)" in shown
+    assert "(0 of 20 votes so far)" in shown
     (place,) = re.findall(r"^In (.*): prefloop label$", shown, re.MULTILINE)  # whole, however long
     assert Path(place) == tmp_path / "prefloop-demo"
     with Store.of_project(Path(place)) as store:
-        assert judge_some(store, 99) == 10
+        assert judge_some(store, 99) == 20
     assert "Judged by: true preference" in ok(call("demo", "--human", "--no-wait", *options))
     run = Path(place) / "runs" / "seed-0-human"
-    assert read_json(run / "label" / "manifest.json")["judgements"] == 10
+    assert read_json(run / "label" / "manifest.json")["judgements"] == 20
 
 
 def test_the_demo_shows_its_own_page_to_judge_on(tmp_path: Path) -> None:
     """What is printed is all that somebody needs: the link signs them in, their votes let the run go on by itself."""
-    options = settings("data.world_prompts=60", "data.world_heldout=30", "label.minimum=6", 'algorithms=["dpo"]')
+    options = settings("data.world_prompts=60", "data.world_heldout=30", "label.minimum=20", 'algorithms=["dpo"]')
     process = subprocess.Popen(
         [sys.executable, "-m", "prefloop", "demo", "--human", *options],
         cwd=tmp_path,
@@ -187,7 +187,7 @@ def test_the_demo_shows_its_own_page_to_judge_on(tmp_path: Path) -> None:
         found = next(match for line in process.stdout if (match := link.search(line)))
         with httpx.Client(base_url=found[1], headers={"Origin": found[1]}) as browser:
             assert browser.post("/api/session", json={"key": found[2]}).json()["role"] == "admin"
-            for number in range(6):
+            for number in range(20):
                 task = browser.post("/api/tasks/next").json()["task"]
                 ranks = list(range(1, len(task["answers"]) + 1))
                 send = {"id": f"send-{number:08}", "verdicts": [{"criterion": "overall", "ranks": ranks}]}
@@ -196,7 +196,7 @@ def test_the_demo_shows_its_own_page_to_judge_on(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "Judged by: true preference" in shown
     run = tmp_path / "prefloop-demo" / "runs" / "seed-0-human"
-    assert read_json(run / "label" / "manifest.json")["judgements"] == 6
+    assert read_json(run / "label" / "manifest.json")["judgements"] == 20
 
 
 def test_a_project_from_init_to_report(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

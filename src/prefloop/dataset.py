@@ -60,6 +60,12 @@ def for_judge(prompt: Prompt, fraction: float) -> bool:
     return _uniform(prompt, "judge") < fraction
 
 
+def part_of(recipe: Recipe, prompt: Prompt) -> str:
+    """What a prompt's comparisons are for: ``train``, ``heldout`` or ``judge``, the held-out judge's training."""
+    where = place(prompt, recipe.data.heldout_fraction)
+    return "judge" if where == "train" and for_judge(prompt, recipe.judge.fraction) else where
+
+
 def prepare(recipe: Recipe, store: Store, folder: Path) -> Dataset:
     """Import the recipe's files, let its world write into the store, and gather what the run learns from.
 
@@ -77,10 +83,7 @@ def judged_pairs(recipe: Recipe, found: Sequence[Comparison]) -> tuple[list[Comp
     """Comparisons for training, for testing and for the held-out judge; each prompt is in one of them."""
     parts: dict[str, list[Comparison]] = {"train": [], "heldout": [], "judge": []}
     for comparison in found:
-        where = place(comparison.prompt, recipe.data.heldout_fraction)
-        if where == "train" and for_judge(comparison.prompt, recipe.judge.fraction):
-            where = "judge"
-        parts[where].append(comparison)
+        parts[part_of(recipe, comparison.prompt)].append(comparison)
     return parts["train"], parts["heldout"], parts["judge"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from prefloop.config import LabelConfig
 from prefloop.context import Context
-from prefloop.dataset import GOLD
+from prefloop.dataset import GOLD, part_of
 from prefloop.feedback.aggregate import Comparison, Snapshot, comparisons, snapshot
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.formats import read_file
@@ -153,30 +153,29 @@ def ask_people(context: Context) -> list[Snapshot]:
         WaitingForPeopleError: there are not enough, and ``context.wait`` is False.
         ValueError: so many can never be there.
     """
-    minimum, items = context.recipe.label.minimum, items_to_judge(context)
-    queue, name = Queue(context.store), _batch_name(context)
+    items, queue, name = items_to_judge(context), Queue(context.store), _batch_name(context)
     seen, frozen = context.store.newest_judgement(), judged_so_far(context, items)
-    found = _votes_in(frozen)
-    if found < minimum:
+    if missing := _missing(context, items, frozen):
         _check_possible(context, items)
-        _open_batch(context, queue, name, items, minimum - found)
+        _open_batch(context, queue, name, items, missing)
     told = False
-    while found < minimum:
-        context.line({"progress": found / minimum, "votes": found, "wanted": minimum})
-        _ask_for(queue, name, minimum - found)
+    while missing := _missing(context, items, frozen):
+        _ask_for(queue, name, missing)
+        found = _votes_in(frozen)
+        context.line({"progress": found / (found + missing), "votes": found, "wanted": found + missing})
+        waiting = _waiting(context, items, found, found + missing)
         if not context.wait:
             raise WaitingForPeopleError(
-                f"{_waiting(context, items, found)}\n"
-                "Then give the command that brought you here once more: the run goes on where it stopped."
+                f"{waiting}\nThen give the command that brought you here once more: the run goes on where it stopped."
             )
         if not told:
-            context.note(f"{_waiting(context, items, found)}\nThis run goes on by itself when they are there.")
+            context.note(f"{waiting}\nThis run goes on by itself when they are there.")
             told = True
         while context.store.newest_judgement() == seen:
             time.sleep(POLL_SECONDS)
         seen, frozen = context.store.newest_judgement(), judged_so_far(context, items)
-        found = _votes_in(frozen)
-    context.line({"progress": 1.0, "votes": found, "wanted": minimum})
+    found = _votes_in(frozen)
+    context.line({"progress": 1.0, "votes": found, "wanted": found})
     _close(queue, context.recipe.name)
     return frozen
 
@@ -188,6 +187,16 @@ def _check_possible(context: Context, items: Sequence[tuple[Prompt, list[Complet
             f"label.minimum = {config.minimum} cannot be reached: {len(items)} prompts have two different answers, "
             f"and label.overlap = {config.overlap} people judge each. Lower it, or raise sample.prompts"
         )
+
+
+def _missing(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], frozen: Sequence[Snapshot]) -> int:
+    """Votes to wait for: as many as the recipe says, and one at least for each part that something is learnt from."""
+    parts = {prompt.id: part_of(context.recipe, prompt) for prompt, _ in items}
+    without = max(
+        len(set(parts.values()) - {parts[j.prompt_id] for j in one.judgements if CANNOT_JUDGE not in j.flags})
+        for one in frozen
+    )
+    return max(context.recipe.label.minimum - _votes_in(frozen), without)
 
 
 def _votes_in(frozen: Sequence[Snapshot]) -> int:
@@ -282,11 +291,11 @@ def _marked(record: AnyRecord) -> AnyRecord:
     return record.model_copy(update={"metadata": {GOLD: True}}) if isinstance(record, Prompt) else record
 
 
-def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int) -> str:
+def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], found: int, wanted: int) -> str:
     project = context.run.parents[1].resolve()
     return (
         f"The answers to {len(items)} prompts wait for somebody's judgement "
-        f"({found} of {context.recipe.label.minimum} votes so far).\n"
+        f"({found} of {wanted} votes so far).\n"
         + (f"Open {context.page}" if context.page else f"In {project}: prefloop label")
     )
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import psycopg
@@ -449,3 +449,23 @@ def test_feedback_does_not_import_torch_or_alembic() -> None:
         "assert not {'torch', 'alembic'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_another_connection_that_switches_a_new_file_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run and the page, started together in a new project: SQLite's own timeout does not hold there."""
+    first, second = (
+        sqlite3.connect(tmp_path / "new.db", timeout=0, isolation_level=None, check_same_thread=False) for _ in "ab"
+    )
+    with closing(first), closing(second):
+        first.execute("BEGIN EXCLUSIVE")
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "BUSY_SECONDS", 0.05)
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                database._write_ahead(second)
+        release = Timer(0.2, first.execute, ["COMMIT"])
+        release.start()
+        database._write_ahead(second)
+        release.join()
+        assert second.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,12 +177,12 @@ def _sqlite_engine(path: Path) -> sa.Engine:
         connection.isolation_level = None  # the driver begins nothing by itself; `_begin` does
         for pragma in (
             f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
-            "journal_mode = WAL",  # readers and the writer do not wait for each other
             "synchronous = FULL",  # what was acknowledged survives a power cut, not only a crash
             "foreign_keys = ON",
             "cache_size = -65536",  # KiB; identifiers are hashes, so a large import touches pages at random
         ):
             connection.execute(f"PRAGMA {pragma}").close()
+        _write_ahead(connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
@@ -190,6 +192,21 @@ def _sqlite_engine(path: Path) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """WAL: readers and the writer do not wait for each other.
+
+    SQLite refuses at once, however long its timeout, when two connections switch a new file at the same time.
+    """
+    patience = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return connection.execute("PRAGMA journal_mode = WAL").close()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > patience:
+                raise
+        time.sleep(0.005)
 
 
 def _migrate(database: Database) -> None:
