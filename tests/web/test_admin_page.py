@@ -60,7 +60,7 @@ def boss(world: World, browser: Browser, server: LabelServer) -> Iterator[Visit]
     visit.page.context.add_cookies(
         [
             {
-                "name": "prefloop_session",
+                "name": server.settings.cookie,
                 "value": world.people.start_session(world.people.ensure("boss", "admin").name, 1),
                 "url": visit.origin,
             }

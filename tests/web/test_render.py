@@ -125,6 +125,8 @@ def test_controls_become_marks() -> None:
     assert render_markdown("\x07") == f"<p>{mark.format('U+0007')}</p>\n"
     assert "\0" not in render_markdown("x\0y")
     assert render_markdown("family 👨\u200d👩\u200d👧") == "<p>family 👨\u200d👩\u200d👧</p>\n"
+    for hidden in "\u00ad\u034f\u115f\u180e\u2800\u3164\ufe00\U000e0101":
+        assert mark.format(f"U+{ord(hidden):04X}") in render_markdown(f"a{hidden}b")
 
 
 def test_headings_go_below_the_pages_own_and_skip_no_level() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import re
 from collections.abc import Iterator
@@ -169,7 +170,7 @@ def test_what_the_store_refuses_is_told(world: World, monkeypatch: pytest.Monkey
 )
 def test_another_host_is_refused(world: World, host: str) -> None:
     """DNS rebinding: a site's name that suddenly means this machine."""
-    session = f"prefloop_session={world.browser('ana').cookies['prefloop_session']}"
+    session = f"prefloop_session_8765={world.browser('ana').cookies['prefloop_session_8765']}"
     for path in ("/", "/api/me", "/static/admin.css", "/nothing"):
         assert ask(world, "GET", path, {"host": host, "cookie": session})[0] == 421
     forwarded = {"x-forwarded-host": "127.0.0.1:8765", "forwarded": "host=127.0.0.1:8765"}
@@ -232,8 +233,8 @@ def test_a_body_that_turns_out_too_long_is_cut_off(world: World) -> None:
 def test_an_import_has_a_limit_of_its_own(tmp_path: Path) -> None:
     world = World(tmp_path, import_bytes=3 << 20)
     with world.store:
-        session = world.browser("boss", "admin").cookies["prefloop_session"]
-        headers = {"cookie": f"prefloop_session={session}", "content-type": "application/x-ndjson"}
+        session = world.browser("boss", "admin").cookies["prefloop_session_8765"]
+        headers = {"cookie": f"prefloop_session_8765={session}", "content-type": "application/x-ndjson"}
         row = b'{"prompt": "%d ' + b"x" * 1000 + b'", "response": "Hello"}\n'
         rows = [row % number for number in range(2500)]
         status, _, body, _ = ask(world, "POST", "/api/import?name=a.jsonl", headers, *rows)
@@ -252,7 +253,7 @@ def test_no_copy_is_left_behind(world: World, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     boss = world.browser("boss", "admin")
-    session = {"cookie": f"prefloop_session={boss.cookies['prefloop_session']}"}
+    session = {"cookie": f"prefloop_session_8765={boss.cookies['prefloop_session_8765']}"}
     assert boss.get("/api/export").status_code == 200
     ask(world, "GET", "/api/export", session)  # hangs up at once
     for content in (b'{"prompt": "Hi", "response": "Hello"}\n', b"odd"):
@@ -353,6 +354,27 @@ def test_a_person_who_floods_is_slowed_down_and_nobody_else(tmp_path: Path) -> N
         assert bob.get("/api/me").status_code == 200
 
 
+def test_a_stranger_who_guesses_is_slowed_down(tmp_path: Path) -> None:
+    """Each guess at a token or a session costs a look into the database."""
+    world = World(tmp_path, requests_per_second=1)
+    with world.store:
+        guess = world.stranger(Authorization="Bearer guessed")
+        asked = [guess.get("/api/me").status_code for _ in range(12)]
+        assert asked[:4] == [401] * 4
+        assert asked.count(429) >= 6
+        assert world.browser("ana").get("/api/me").status_code == 200, "who is signed in is not held up"
+
+
+def test_a_compressed_import_is_refused(world: World) -> None:
+    row = b'{"prompt": "Hi", "response": "Hello"}\n'
+    boss, kind = world.browser("boss", "admin"), {"Content-Type": "application/octet-stream"}
+    refused = boss.post("/api/import", params={"name": "x.gz"}, content=gzip.compress(row), headers=kind)
+    assert refused.status_code == 415
+    assert "unpacked" in refused.json()["error"]["remedy"]
+    assert world.store.counts().demonstrations == 0
+    assert boss.post("/api/import", params={"name": "x.jsonl"}, content=row, headers=kind).status_code == 200
+
+
 def test_a_bucket() -> None:
     now = 0.0
     limiter = Limiter(2.0, 3, lambda: now)
@@ -434,7 +456,7 @@ def test_a_path_has_one_spelling(world: World, path: str) -> None:
 @pytest.mark.parametrize("injected", ["x\r\nSet-Cookie: evil=1", "x\nX-Evil: 1", "x%0d%0aSet-Cookie:%20evil=1"])
 def test_nothing_that_is_sent_becomes_a_header(world: World, injected: str) -> None:
     boss = world.browser("boss", "admin")
-    session = {"cookie": f"prefloop_session={boss.cookies['prefloop_session']}"}
+    session = {"cookie": f"prefloop_session_8765={boss.cookies['prefloop_session_8765']}"}
     for path in (
         f"/{injected}",
         f"/static/{injected}",

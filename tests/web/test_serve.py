@@ -19,9 +19,9 @@ import pytest
 from tests.toys import heeds_ctrl_c
 from tests.web.world import World
 
-from prefloop.feedback.people import People
+from prefloop.feedback.people import People, user_name
 from prefloop.feedback.store import Store
-from prefloop.web.serve import LabelServer, listen, open_browser, owner_name
+from prefloop.web.serve import LabelServer, listen, open_browser
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def test_the_link_signs_in(store: Store) -> None:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", origin)
         with httpx.Client(base_url=origin, headers={"Origin": origin}) as client:
             assert client.get("/").status_code == 200
-            assert client.post("/api/session", json={"key": key}).json() == {"name": owner_name(), "role": "admin"}
+            assert client.post("/api/session", json={"key": key}).json() == {"name": user_name(), "role": "admin"}
             assert client.get("/api/people").status_code == 200
     again = LabelServer(store, port=0)
     again.socket.close()
@@ -152,11 +152,26 @@ def test_no_browser_is_opened_where_there_is_no_screen(monkeypatch: pytest.Monke
     assert opened.wait(10)
 
 
+def test_the_key_is_in_no_programs_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They can be read by everybody on the machine; the file that leads to the link by its owner alone."""
+    asked: list[str] = []
+    opened = threading.Event()
+    monkeypatch.setattr("webbrowser.open", lambda url: (asked.append(url), opened.set()))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("DISPLAY", ":0")
+    open_browser("http://127.0.0.1:1/#key=s3cret&x")
+    assert opened.wait(10)
+    assert "s3cret" not in asked[0]
+    page = Path(asked[0].removeprefix("file://"))
+    assert page.parent.stat().st_mode & 0o077 == 0
+    assert "url=http://127.0.0.1:1/#key=s3cret&amp;x" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["Ana Ruiz", "DOMAIN\\ana", "", "../..", "ana", "дима"])
 def test_the_owners_name_can_stand_in_an_address(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: name)
-    expected = {"Ana Ruiz": "Ana-Ruiz", "DOMAIN\\ana": "DOMAIN-ana", "": "owner", "../..": "owner"}
-    assert owner_name() == expected.get(name, name)
+    expected = {"Ana Ruiz": "Ana-Ruiz", "DOMAIN\\ana": "DOMAIN-ana", "": "somebody", "../..": "somebody"}
+    assert user_name() == expected.get(name, name)
 
 
 # The command
@@ -192,7 +207,7 @@ def test_label_prints_a_link_and_stops_with_ctrl_c(tmp_path: Path) -> None:
     assert "Stopped. Everything that was sent is kept." in told
     assert key not in said + told  # the link was the only place: no log has it
     with Store.open(tmp_path / "feedback.db") as store:
-        assert [person.name for person in People(store).all()] == [owner_name()]
+        assert [person.name for person in People(store).all()] == [user_name()]
 
 
 def test_label_says_what_is_wrong(tmp_path: Path) -> None:

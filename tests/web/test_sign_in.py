@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from tests.web.world import KEY, World
 
 from prefloop.feedback.people import People
+from prefloop.web.settings import Settings, loopback_origins
 
 
 def me(client: TestClient) -> int:
@@ -49,7 +50,7 @@ def cookie_of(answer: Any) -> tuple[str, str, set[str]]:
 
 def test_the_cookies_flags(world: World, tmp_path: Path) -> None:
     name, value, flags = cookie_of(world.stranger().post("/api/session", json={"key": KEY}))
-    assert (name, len(value)) == ("prefloop_session", 43)
+    assert (name, len(value)) == ("prefloop_session_8765", 43)
     assert flags == {"httponly", "samesite=strict", "path=/", f"max-age={30 * 24 * 3600}"}
 
     (tmp_path / "team").mkdir()
@@ -69,30 +70,30 @@ def test_the_cookies_flags(world: World, tmp_path: Path) -> None:
         )
         # A cookie that another host of the domain could set is not looked at.
         world_secret = team.people.start_session("owner", 1)
-        assert me(team.stranger(Cookie=f"prefloop_session={world_secret}")) == 401
+        assert me(team.stranger(Cookie=f"prefloop_session_8765={world_secret}")) == 401
         assert me(team.stranger(Cookie=f"__Host-prefloop_session={world_secret}")) == 200
 
 
 def test_a_session_begins_with_a_new_id_and_the_old_one_is_over(world: World) -> None:
     """Fixation: an id that somebody else put into the browser is never the one that is signed in."""
     client = world.stranger()
-    client.cookies.set("prefloop_session", "chosen-by-somebody-else", domain="127.0.0.1")
+    client.cookies.set("prefloop_session_8765", "chosen-by-somebody-else", domain="127.0.0.1")
     _, first, _ = cookie_of(client.post("/api/session", json={"key": KEY}))
     assert first != "chosen-by-somebody-else"
-    again = world.stranger(Cookie=f"prefloop_session={first}")
+    again = world.stranger(Cookie=f"prefloop_session_8765={first}")
     _, second, _ = cookie_of(again.post("/api/session", json={"key": KEY}))
     assert second != first
-    assert me(world.stranger(Cookie=f"prefloop_session={first}")) == 401
-    assert me(world.stranger(Cookie=f"prefloop_session={second}")) == 200
-    assert me(world.stranger(Cookie="prefloop_session=chosen-by-somebody-else")) == 401
+    assert me(world.stranger(Cookie=f"prefloop_session_8765={first}")) == 401
+    assert me(world.stranger(Cookie=f"prefloop_session_8765={second}")) == 200
+    assert me(world.stranger(Cookie="prefloop_session_8765=chosen-by-somebody-else")) == 401
 
 
 def test_signing_out_ends_the_session_itself(world: World) -> None:
     client = world.browser("ana")
-    secret = client.cookies["prefloop_session"]
+    secret = client.cookies["prefloop_session_8765"]
     assert client.delete("/api/session").status_code == 204
     assert not client.cookies
-    assert me(world.stranger(Cookie=f"prefloop_session={secret}")) == 401
+    assert me(world.stranger(Cookie=f"prefloop_session_8765={secret}")) == 401
 
 
 def late(world: World, **by: float) -> People:
@@ -144,9 +145,9 @@ def test_a_dropped_token_is_worthless(world: World) -> None:
 
 def test_a_token_is_no_session_and_a_session_no_token(world: World) -> None:
     browser, script = world.browser("ana"), world.script("ana")
-    session, token = browser.cookies["prefloop_session"], script.headers["Authorization"].split()[1]
+    session, token = browser.cookies["prefloop_session_8765"], script.headers["Authorization"].split()[1]
     assert me(world.stranger(Authorization=f"Bearer {session}")) == 401
-    assert me(world.stranger(Cookie=f"prefloop_session={token}")) == 401
+    assert me(world.stranger(Cookie=f"prefloop_session_8765={token}")) == 401
     assert me(world.stranger(Authorization=f"Basic {token}")) == 401
     # A wrong token is not made good by a session.
     assert browser.get("/api/me", headers={"Authorization": "Bearer wrong"}).status_code == 401
@@ -232,7 +233,7 @@ def test_no_secret_is_kept_or_logged(world: World, tmp_path: Path, caplog: pytes
     boss = world.stranger()
     boss.post("/api/session", json={"key": KEY})
     secrets = [
-        boss.cookies["prefloop_session"],
+        boss.cookies["prefloop_session_8765"],
         boss.post("/api/invites", json={"role": "annotator"}).json()["secret"],
         boss.post("/api/tokens", json={"name": "owner"}).json()["token"],
         KEY,
@@ -241,3 +242,10 @@ def test_no_secret_is_kept_or_logged(world: World, tmp_path: Path, caplog: pytes
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("feedback.db*"))
     assert b"owner" in kept
     assert not [secret for secret in secrets if secret.encode() in kept or secret in caplog.text]
+
+
+def test_servers_on_two_ports_have_two_cookies(tmp_path: Path) -> None:
+    """A browser sends a host's cookies to every port of it."""
+    names = [Settings(loopback_origins("127.0.0.1", port)).cookie for port in (8765, 8766)]
+    assert names == ["prefloop_session_8765", "prefloop_session_8766"]
+    assert Settings(("http://label.example.org",)).cookie == "prefloop_session_80"

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from prefloop.feedback.people import Person
 
 from .errors import ProblemError
+from .limits import network
 from .schemas import Error
 from .settings import COOKIE
 from .state import Shared, State
@@ -25,6 +26,7 @@ def signed_in(request: Request, state: Shared) -> Person:
     """The person that a token or a session belongs to; their rate of requests is counted here."""
     person = _who(request, state)
     if person is None:
+        slow_down(state.strangers.wait(network(request.client.host if request.client else "")))
         raise ProblemError(401, "You are not signed in.", headers={"WWW-Authenticate": "Bearer"})
     slow_down(state.requests.wait(person.name))
     return person

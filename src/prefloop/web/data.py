@@ -29,6 +29,8 @@ FileName = Annotated[
 ]
 JSON_LINES = "application/x-ndjson"
 FILES = {JSON_LINES, "application/octet-stream"}
+GZIP = b"\x1f"
+"""How a gzip file begins; no file of text does."""
 _PIECE = 1 << 20
 
 
@@ -70,6 +72,8 @@ async def import_records(
         path = Path(folder) / name
         with path.open("wb") as file:
             async for piece in request.stream():
+                if file.tell() == 0 and piece.startswith(GZIP):
+                    raise ProblemError(415, "The file is compressed, and may be of any size.", "Send it unpacked.")
                 await run_in_threadpool(file.write, piece)
         report = await run_in_threadpool(_import, state.store, path, format, skip_bad)
     skipped = {reason: len(lines) for reason, lines in report.skipped.items()}

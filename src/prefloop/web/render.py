@@ -29,10 +29,11 @@ FIRST_HEADING = 3
 CONTROLS = (
     "\u0001-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f"  # C0 and C1 controls but tab and line ends
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks, embeddings, overrides and isolates of direction
-    "\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\U000e0000-\U000e007f"  # without a width, or deprecated
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f"  # without a width
+    "\u2800\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff"  # and blank letters, tags
 )
-"""Inside a character class. The joiners (200C, 200D) stay: Persian, Hindi and emoji need them. static/text.js has the
-same list for the plain view."""
+"""Inside a character class. The joiners (200C, 200D) and the emoji's variants (FE0E, FE0F) stay: Persian, Hindi and
+emoji need them. static/text.js has the same list for the plain view."""
 _CONTROL_RUN = re.compile(f"([{CONTROLS}])\\1*")
 
 TAGS = frozenset(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
-import getpass
 import ipaddress
 import os
-import re
 import secrets
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 
 import uvicorn
 
-from prefloop.feedback.people import People
+from prefloop.feedback.people import People, user_name
 from prefloop.feedback.store import Store
 
 from .app import make_app
@@ -47,7 +49,7 @@ class LabelServer:
         public = origin_of(url) if url else ""
         self.socket = listen(host, port)
         origins = (public,) if public else loopback_origins(host, self.socket.getsockname()[1])
-        self.settings = Settings(origins, key=secrets.token_urlsafe(32), owner=_reserved(store, owner_name()))
+        self.settings = Settings(origins, key=secrets.token_urlsafe(32), owner=_reserved(store, user_name()))
         self.app = make_app(store, self.settings)
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -123,18 +125,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def open_browser(link: str) -> None:
-    """Show the page, where there is a screen to show it on."""
+    """Show the page, where there is a screen to show it on.
+
+    Everybody on this machine can read what a program was started with, so the browser is given a file that only its
+    owner can read, and that leads to the link.
+    """
     if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
-
-
-def owner_name() -> str:
-    """Whoever starts the server, under a name that can stand in an address."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user without a name
-        name = ""
-    return re.sub(r"[^\w.@+-]+", "-", name).strip("-.")[:64] or "owner"
+        folder = Path(tempfile.mkdtemp(prefix="prefloop-"))  # nobody else may look into it
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        page = folder / "label.html"
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={escape(link)}">', encoding="utf-8")
+        threading.Thread(target=webbrowser.open, args=(page.as_uri(),), daemon=True).start()
 
 
 def _reserved(store: Store, name: str) -> str:

@@ -44,8 +44,11 @@ class Settings:
 
     @property
     def cookie(self) -> str:
-        """The session cookie's name. With ``__Host-`` no other host of the domain can set it."""
-        return f"__Host-{COOKIE}" if self.secure else COOKIE
+        """The session cookie's name. With ``__Host-`` no other host of the domain can set it.
+
+        Without TLS it has the port, which cookies do not know: two servers of one machine are two.
+        """
+        return f"__Host-{COOKIE}" if self.secure else f"{COOKIE}_{urlsplit(self.origins[0]).port or 80}"
 
 
 def origin_of(url: str) -> str:

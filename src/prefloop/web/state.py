@@ -25,6 +25,8 @@ class State:
     queue: Queue
     sign_ins: Limiter
     """By network address."""
+    strangers: Limiter
+    """Requests of nobody who is signed in, by network address: a guess costs a look into the database."""
     requests: Limiter
     """By person."""
     html: Rendered
@@ -39,6 +41,7 @@ class State:
             People(store),
             queue,
             Limiter(settings.sign_ins_per_minute / 60, settings.sign_ins_per_minute),
+            Limiter(settings.requests_per_second, 4 * settings.requests_per_second),
             Limiter(settings.requests_per_second, 4 * settings.requests_per_second),
             Rendered(),
             CachedStatistics(store, queue),

@@ -22,8 +22,8 @@ from .rows import Row, RowError, checked, parse, scan_once
 Numbered = tuple[int, Row | RowError]
 """A row's number, as the file's `Source.unit` counts, and the row or what is wrong with it."""
 
-LARGEST = 64 * 2**20
-"""Bytes of a row at most. A larger one is no row but a file of another kind, and would have to be in memory whole."""
+LARGEST = 4 * 2**20
+"""Bytes of a row at most. A larger one is another kind of file; parsed, it may take thirty times as much."""
 _CHUNK = 2**20
 _BATCH = 256
 

@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 
 // The same list as CONTROLS in render.py, and NUL, which only the text can hold.
 const CONTROL_RUN =
-  /([\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\u{e0000}-\u{e007f}])\1*/gu;
+  /([\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\u2800\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb\u{e0000}-\u{e0fff}])\1*/gu;
 
 function name(run) {
   const [first, ...rest] = run;
