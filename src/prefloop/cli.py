@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from prefloop.feedback.format_names import ExportFormat, Format
+
 if TYPE_CHECKING:
     from prefloop.recipes import Recipe
 
@@ -140,21 +142,7 @@ def run(
 def import_(
     files: Annotated[list[Path], typer.Argument(help="JSON lines, JSON, CSV, Parquet, or a saved datasets folder.")],
     format: Annotated[
-        Literal[
-            "dialogue",
-            "comparison",
-            "unpaired",
-            "demonstration",
-            "prompt",
-            "chat",
-            "sharegpt",
-            "alpaca",
-            "alpacaeval",
-            "oasst",
-            "sheet",
-            "prefloop",
-        ]
-        | None,
+        Format | None,
         typer.Option(help="Found by looking, unless given."),
     ] = None,
     skip_bad: Annotated[
@@ -196,22 +184,7 @@ def export(
         Path, typer.Argument(help="A new .jsonl, .json, .csv or .parquet file, or a new folder for datasets.")
     ],
     format: Annotated[
-        Literal[
-            "prefloop",
-            "comparison",
-            "unpaired",
-            "demonstration",
-            "prompt",
-            "dialogue",
-            "sharegpt-comparison",
-            "sharegpt-unpaired",
-            "sharegpt-demonstration",
-            "alpaca-comparison",
-            "alpaca-unpaired",
-            "alpaca-demonstration",
-            "alpacaeval",
-            "oasst",
-        ],
+        ExportFormat,
         typer.Option(help="What to write; `prefloop` is everything."),
     ],
     criterion: Annotated[str, typer.Option(help="Whose judgements are written.")] = "overall",

@@ -149,7 +149,7 @@ class LabelConfig(Section):
     overlap: Positive = 1
     """How many different annotators judge each prompt's answers; the simulated panel has six."""
     minimum: Positive = 50
-    """With ``human``: votes needed before the run goes on; and one at least to train on, to test on and for a judge."""
+    """With ``human``: votes needed before the run goes on, and one at least to train on, to test on, for a judge."""
     gold: str = ""
     """With ``human``: a file of comparisons whose answer is known, shown among the others to see who reads."""
     gold_share: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -100,8 +100,13 @@ class RunDisplay:
 
     def line(self, stage: str, metrics: dict[str, float]) -> None:
         row = self._rows[stage]
+        news = row.figures.get("votes") != metrics.get("votes")
         row.figures |= metrics
         row.progress = metrics.get("progress", row.progress)
+        if row.state in ("waiting", "asking"):  # people are asked before the stage begins
+            row.state = "asking"
+            if news and row.progress < 1:
+                self._tell(stage)
 
     def note(self, text: str) -> None:
         self._console.print(Text(printable(text), style="yellow"))
@@ -113,14 +118,16 @@ class RunDisplay:
     def _tell(self, stage: str) -> None:
         if not self._console.is_terminal:
             row = self._rows[stage]
-            self._console.print(f"{stage:<13}{row.state:<10}{row.seconds:6.1f} s  {_figures(stage, row)}")
+            seconds = f"{row.seconds:6.1f} s" if row.seconds else " " * 8
+            self._console.print(f"{stage:<13}{row.state:<10}{seconds}  {_figures(stage, row)}")
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for stage, row in self._rows.items():
             seconds = time.perf_counter() - row.started if row.state == "running" else row.seconds
-            style = {"done": "green", "unchanged": "green", "running": "bold cyan"}.get(row.state, "dim")
-            bar = ProgressBar(total=1.0, completed=row.progress, width=16) if row.state == "running" else ""
+            busy = row.state in ("running", "asking")
+            style = "bold cyan" if busy else {"done": "green", "unchanged": "green"}.get(row.state, "dim")
+            bar = ProgressBar(total=1.0, completed=row.progress, width=16) if busy else ""
             table.add_row(
                 Text(stage, style=style),
                 bar or Text(row.state, style=style),

@@ -80,3 +80,11 @@ def check_counts(store: Store) -> None:
 
 def prompts_of(items: Iterable[Item]) -> list[str]:
     return [item.prompt_id for item in items]
+
+
+def start(queue: Queue, store: Store, items: int, **settings: Any) -> list[Item]:
+    """A batch ``a`` with new items and no control group."""
+    made = fill(store, items)
+    queue.open_batch("a", **{"control_share": 0.0, **settings})
+    assert queue.add_items("a", made) == items
+    return made

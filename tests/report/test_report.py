@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from prefloop.report import write_report
-from prefloop.report.read import Interval, read_run
+from prefloop.report.entries import Interval
+from prefloop.report.read import read_run
 from prefloop.report.scale import wilson
 
 from .fixture import HOSTILE, write_demo, write_dialogues, write_json, write_lines, write_minimal

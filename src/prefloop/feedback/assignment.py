@@ -27,27 +27,21 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from operator import itemgetter
-from statistics import median
 from typing import Any
 
 import sqlalchemy as sa
 
 from .batches import add_rows, batch_of, batch_row, check_batch
-from .choosing import candidate, goal, goal_left, gold_among, left_lying, open_batches, open_to, order, room
+from .choosing import WHOLE, candidate, left_lying, next_number, open_batches, open_to, order, room
+from .progress import progress_of
 from .records import Judgement
 from .sending import as_draft, demonstrations_of, judgements_of, retraction
 from .store import Store, add_records, completions_by_id, judgement_by_id, prompt_by_id
 from .tables import BATCHES, DEMONSTRATIONS, GUIDELINES, ITEMS, LEASED, TASKS, moment
 from .tasks import Batch, ConflictError, Item, Progress, Submission, Task, Why
 
-COUNTED = 1000
-"""Remaining work is counted up to here: more than anybody does today, and the count stays quick."""
 _BATCH = 1000
 _Row = dict[str, Any]
-_WHOLE = sa.select(TASKS, BATCHES.c.name, BATCHES.c.criteria, BATCHES.c.lease_seconds, ITEMS.c.prompt_id).select_from(
-    TASKS.join(ITEMS, TASKS.c.item == ITEMS.c.seq).join(BATCHES, TASKS.c.batch == BATCHES.c.seq)
-)
-"""Tasks with what is needed of their item and batch; a `_Row` is one of these."""
 
 
 class Queue:
@@ -241,24 +235,7 @@ class Queue:
     def progress(self, annotator: str) -> Progress:
         """Where this person stands."""
         with self._database.reading() as db:
-            mine = sa.select(TASKS.c.state, sa.func.count()).where(TASKS.c.annotator == annotator)
-            states: dict[str, int] = {row[0]: row[1] for row in db.execute(mine.group_by(TASKS.c.state))}
-            batches = list(db.execute(open_batches()).mappings())
-            remaining, more = _remaining(db, batches, annotator)
-            recent = sa.select(TASKS.c.seconds).where(
-                TASKS.c.annotator == annotator, TASKS.c.state == "done", TASKS.c.seconds.is_not(None)
-            )
-            seconds = list(db.scalars(recent.order_by(TASKS.c.finished.desc()).limit(20)))
-        remaining += states.get("leased", 0)
-        return Progress(
-            done=states.get("done", 0),
-            skipped=states.get("skipped", 0),
-            remaining=min(remaining, COUNTED),
-            remaining_at_least=more or remaining > COUNTED,
-            seconds_per_item=median(seconds) if seconds else None,
-            collected=sum(row["sent"] for row in batches),
-            target=_targets(batches),
-        )
+            return progress_of(db, annotator)
 
     # For whoever looks after it
 
@@ -286,7 +263,7 @@ class Queue:
     def _held(self, db: sa.Connection, annotator: str, now: datetime) -> _Row | None:
         """This person's task, its lease renewed; other people's leases that ran out end here."""
         late = sa.and_(TASKS.c.expires < moment(now), TASKS.c.annotator != annotator)
-        leased = _WHOLE.where(LEASED, sa.or_(TASKS.c.annotator == annotator, late))
+        leased = WHOLE.where(LEASED, sa.or_(TASKS.c.annotator == annotator, late))
         mine = []
         for row in map(dict, db.execute(leased.order_by(TASKS.c.started)).mappings().all()):
             if row["annotator"] == annotator:
@@ -302,13 +279,13 @@ class Queue:
 
     def _assign(self, db: sa.Connection, annotator: str, now: datetime) -> _Row | None:
         batches = [row for row in db.execute(open_batches()).mappings().all() if room(db, row) > 0]
-        for row in left_lying(db, _WHOLE, annotator):
+        for row in left_lying(db, annotator):
             if any(row["batch"] == batch["seq"] for batch in batches):
                 _free(db, row, -1)
                 return _update(
                     db, row, state="leased", started=moment(now), expires=_lease_end(row["lease_seconds"], now)
                 )
-        number = _next_number(db, annotator)
+        number = next_number(db, annotator)
         for batch in batches:
             item = candidate(db, batch, annotator, number)
             if item is not None:
@@ -316,46 +293,11 @@ class Queue:
         return None
 
 
-# Progress
-
-
-def _remaining(db: sa.Connection, batches: list[sa.RowMapping], annotator: str) -> tuple[int, bool]:
-    """How many tasks `Queue._assign` has for this person, one after the other, and whether there are more."""
-    number, remaining, more = _next_number(db, annotator), 0, False
-    lying = left_lying(db, _WHOLE, annotator)
-    served: list[sa.RowMapping] = []
-    for batch in batches:
-        hides_gold = batch["target"] is not None and batch["gold_share"] > 0
-        left = goal_left(db, batch) if hides_gold else room(db, batch)
-        if left <= 0:
-            continue
-        again = sum(row["batch"] == batch["seq"] for row in lying)
-        fresh = open_to(db, batch, annotator, COUNTED, served)
-        more |= fresh == COUNTED < left - again
-        if fresh:
-            served.append(batch)
-        if hides_gold:  # counted without a look at what the tasks under way are
-            fresh += gold_among(db, batch, annotator, number, fresh)
-            fresh = int(max(0, min(fresh, left - again)))
-        else:
-            fresh = int(max(0, min(fresh, left - again)))
-            fresh += gold_among(db, batch, annotator, number, fresh)
-        number, remaining = number + fresh, remaining + again + fresh
-    return remaining, more
-
-
-def _targets(batches: list[sa.RowMapping]) -> int | None:
-    """All targets together, gold items included, since what was sent includes them too."""
-    if not batches or any(row["target"] is None for row in batches):
-        return None
-    return sum(goal(row) for row in batches)
-
-
 # Tasks
 
 
 def _own(db: sa.Connection, annotator: str, id: str) -> _Row:
-    row = db.execute(_WHOLE.where(TASKS.c.id == id)).mappings().first()
+    row = db.execute(WHOLE.where(TASKS.c.id == id)).mappings().first()
     if row is None or row["annotator"] != annotator:
         raise LookupError("there is no such task of yours")
     return dict(row)
@@ -404,16 +346,11 @@ def _lease_end(seconds: int, now: datetime) -> str:
     return moment(now + timedelta(seconds=seconds))
 
 
-def _next_number(db: sa.Connection, annotator: str) -> int:
-    last: int | None = db.scalar(sa.select(sa.func.max(TASKS.c.number)).where(TASKS.c.annotator == annotator))
-    return (last or 0) + 1
-
-
 def _last_finished(db: sa.Connection, annotator: str) -> _Row | None:
     # One query for each state: the index has their order within a state.
     rows: list[sa.RowMapping] = []
     for state in ("done", "skipped"):
-        last = _WHOLE.where(TASKS.c.annotator == annotator, TASKS.c.state == state)
+        last = WHOLE.where(TASKS.c.annotator == annotator, TASKS.c.state == state)
         rows += db.execute(last.order_by(TASKS.c.finished.desc()).limit(1)).mappings().all()
     return dict(max(rows, key=itemgetter("finished"))) if rows else None
 

@@ -15,6 +15,10 @@ from .tables import BATCHES, ITEMS, LEASED, OPEN, TASKS
 
 Arm = Literal["priority", "control", "gold"]
 Row = dict[str, Any]
+WHOLE = sa.select(TASKS, BATCHES.c.name, BATCHES.c.criteria, BATCHES.c.lease_seconds, ITEMS.c.prompt_id).select_from(
+    TASKS.join(ITEMS, TASKS.c.item == ITEMS.c.seq).join(BATCHES, TASKS.c.batch == BATCHES.c.seq)
+)
+"""Tasks with what is needed of their item and batch; a `Row` is one of these."""
 
 
 def open_batches() -> sa.Select[Any]:
@@ -29,11 +33,17 @@ def arm_of(batch: sa.RowMapping, gold: object, lot: float) -> Arm:
     return "control" if lot < batch["control_share"] else "priority"
 
 
-def left_lying(db: sa.Connection, tasks: sa.Select[Any], annotator: str) -> list[Row]:
-    """Those of ``tasks`` (joined with their items) that ran out on this person and that nobody else has taken."""
-    mine = tasks.where(TASKS.c.annotator == annotator, TASKS.c.state == "expired", OPEN)
+def left_lying(db: sa.Connection, annotator: str) -> list[Row]:
+    """Tasks that ran out on this person and that nobody else has taken."""
+    mine = WHOLE.where(TASKS.c.annotator == annotator, TASKS.c.state == "expired", OPEN)
     # Sorted here: SQLite would go through all tasks of this person for the sake of their order.
     return sorted(map(dict, db.execute(mine).mappings()), key=itemgetter("number"))
+
+
+def next_number(db: sa.Connection, annotator: str) -> int:
+    """The place in this person's series that comes next."""
+    last: int | None = db.scalar(sa.select(sa.func.max(TASKS.c.number)).where(TASKS.c.annotator == annotator))
+    return (last or 0) + 1
 
 
 def candidate(db: sa.Connection, batch: sa.RowMapping, annotator: str, number: int) -> sa.RowMapping | None:

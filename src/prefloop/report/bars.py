@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from prefloop.report.read import Interval
+from prefloop.report.entries import Interval
 from prefloop.report.scale import (
     THIN,
     Scale,

@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from prefloop.report import stages
 from prefloop.report.bars import whisker
-from prefloop.report.read import DIRECT, ON_POLICY, Evaluation, Interval, Manifest, Run, Sample, read_run
+from prefloop.report.entries import Interval
+from prefloop.report.read import DIRECT, ON_POLICY, Evaluation, Manifest, Run, Sample, read_run
 from prefloop.report.samples import Answer, Group, compared, folded, select, visible
 from prefloop.report.scale import duration, interval_text, memory, number, percent
 from prefloop.report.sections import Section, over_optimisation, win_rates

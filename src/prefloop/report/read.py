@@ -5,13 +5,12 @@ The folder's contract is docs/run-folder.md. Every complaint names the file, the
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+
+from prefloop.report.entries import Entry, Interval, read_object, read_objects, read_text
 
 DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
 """Algorithms that learn from comparisons without a reward model."""
@@ -20,96 +19,6 @@ ON_POLICY = ("ppo", "reinforce", "rloo", "grpo", "reinforce_pp", "online_dpo")
 STAGE_ORDER = ("pretrain", "sft", "sample", "label", "reward", "judge", *ON_POLICY, *DIRECT, "evaluation")
 VERDICTS = ("win", "tie", "loss")
 Points = list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share or a mean with its 95 % interval; `n` is the number of observations behind it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One JSON object together with the place it came from."""
-
-    values: dict[str, object]
-    where: str
-    remedy: str
-
-    def complain(self, key: str, expected: str) -> ValueError:
-        found = json.dumps(self.values.get(key))
-        shown = found if len(found) <= 60 else found[:57] + "..."
-        return ValueError(f"{self.where}: `{key}` should be {expected}, but it is {shown}. {self.remedy}")
-
-    def number(self, key: str) -> float | None:
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.complain(key, "a number")
-        try:
-            return float(value)
-        except OverflowError:
-            raise self.complain(key, "a number that fits a float") from None
-
-    def count(self, key: str) -> int | None:
-        value = self.number(key)
-        if value is None:
-            return None
-        if not math.isfinite(value) or value != int(value):
-            raise self.complain(key, "a whole number")
-        return int(value)
-
-    def text(self, key: str) -> str | None:
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, str):
-            raise self.complain(key, "a text")
-        return value
-
-    def required_text(self, key: str) -> str:
-        value = self.text(key)
-        if value is None:
-            raise self.complain(key, "a text")
-        return value
-
-    def entry(self, key: str) -> Entry | None:
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.complain(key, "an object")
-        return Entry(cast("dict[str, object]", value), f"{self.where}, `{key}`", self.remedy)
-
-    def entries(self, key: str) -> list[Entry]:
-        value = self.values.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self.complain(key, "a list of objects")
-        return [Entry(item, f"{self.where}, `{key}[{i}]`", self.remedy) for i, item in enumerate(value)]
-
-    def texts(self, key: str) -> list[str]:
-        value = self.values.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.complain(key, "a list of texts")
-        return list(value)
-
-    def interval(self, key: str) -> Interval | None:
-        inner = self.entry(key)
-        if inner is None:
-            return None
-        if not {"value", "low", "high"} <= inner.values.keys():
-            raise self.complain(key, 'an interval: {"value", "low", "high", "n"}')
-        value, low, high = (inner.number(name) for name in ("value", "low", "high"))
-        if value is None or low is None or high is None or not math.isfinite(value + low + high):
-            return None  # nothing was observed
-        return Interval(value, low, high, inner.count("n") or 0)
 
 
 @dataclass(frozen=True)
@@ -229,7 +138,7 @@ def read_run(path: Path) -> Run:
     """Reads everything that a report shows. ValueError: this is no run folder, or a file is broken."""
     folders = {folder.name: folder for folder in _stage_folders(path)}
     remedy = "Run `prefloop run` again to write it anew."
-    summary = _optional(path / "summary.json", remedy) or Entry({}, "", "")
+    summary = read_object(path / "summary.json", remedy) or Entry({}, "", "")
     manifests = {name: _manifest(folder / "manifest.json") for name, folder in folders.items()}
     left_out = _left_out(manifests, summary.entry("stages"))
     kept = folders.keys() - {one.stage for one in left_out}
@@ -303,44 +212,6 @@ def _stage(folder: Path, manifest: Manifest | None) -> Stage:
     return Stage(folder.name, _metrics(folder / "metrics.jsonl"), manifest, _quality(folder))
 
 
-def _text(path: Path, remedy: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: this is not UTF-8 text. {remedy}") from None
-
-
-def _object(text: str, where: str, remedy: str, first_line: int | None = None) -> Entry:
-    """Parses one object. Without `first_line` the text is a whole file, and the error finds its own line."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = error.lineno if first_line is None else first_line
-        raise ValueError(
-            f"{where}, line {line}: not valid JSON ({error.msg}, column {error.colno}). {remedy}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}, line {first_line or 1}: not valid JSON ({error}). {remedy}") from None
-    place = where if first_line is None else f"{where}, line {first_line}"
-    if not isinstance(value, dict):
-        raise ValueError(f"{place}: expected a JSON object, found {type(value).__name__}. {remedy}")
-    return Entry(cast("dict[str, object]", value), place, remedy)
-
-
-def _optional(path: Path, remedy: str) -> Entry | None:
-    return _object(_text(path, remedy), str(path), remedy) if path.is_file() else None
-
-
-def _lines(path: Path, remedy: str) -> Iterator[Entry]:
-    if not path.is_file():
-        return
-    # Not splitlines(): a JSON text may hold U+2028 and its like, which are no ends of lines in JSONL.
-    for number, line in enumerate(_text(path, remedy).split("\n"), start=1):
-        if line.strip():
-            yield _object(line, str(path), remedy, number)
-
-
 def _remedy(folder: Path) -> str:
     return f"Delete the folder {folder} and run `prefloop run` again: it repeats that stage alone."
 
@@ -349,7 +220,7 @@ def _recipe(path: Path) -> str | None:
     if not path.is_file():
         return None
     remedy = "Restore the file, or run `prefloop run` again to write it anew."
-    text = _text(path, remedy)
+    text = read_text(path, remedy)
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -367,7 +238,7 @@ def _episodes(recipe: str | None) -> dict[str, int]:
 def _metrics(path: Path) -> Metrics | None:
     rows: list[dict[str, float]] = []
     axis = ""
-    for entry in _lines(path, _remedy(path.parent)):
+    for entry in read_objects(path, _remedy(path.parent)):
         axis = axis or ("iteration" if "iteration" in entry.values else "step")
         if entry.number(axis) is None:
             raise entry.complain(axis, "a number (every line has its `step` or `iteration`)")
@@ -376,7 +247,7 @@ def _metrics(path: Path) -> Metrics | None:
 
 
 def _manifest(path: Path) -> Manifest | None:
-    entry = _optional(path, _remedy(path.parent))
+    entry = read_object(path, _remedy(path.parent))
     if entry is None:
         return None
     return Manifest(
@@ -399,7 +270,7 @@ def _texts(entry: Entry, key: str) -> dict[str, str]:
 
 
 def _quality(folder: Path) -> Quality | None:
-    entry = _optional(folder / "evaluation.json", _remedy(folder))
+    entry = read_object(folder / "evaluation.json", _remedy(folder))
     if entry is None:
         return None
     scalars = ("loss", "ece", "brier", "length_correlation", "pairs")
@@ -442,7 +313,7 @@ _COMPARED = ("true_reward", "learned_reward", "response_tokens")
 
 
 def _evaluation(folder: Path, name: str) -> Evaluation:
-    entry = _optional(folder / f"{name}.json", _remedy(folder))
+    entry = read_object(folder / f"{name}.json", _remedy(folder))
     assert entry is not None
     parts = entry.entry("parts")
     keys = (*(f"{key}_{when}" for key in _COMPARED for when in ("before", "after")), "kl")
@@ -457,7 +328,7 @@ def _evaluation(folder: Path, name: str) -> Evaluation:
         numbers=_numbers(entry, keys),
         parts={key: _part(parts, key) for key in parts.values} if parts else {},
         alarms=entry.texts("alarms") if "alarms" in entry.values else None,
-        samples=[_sample(line) for line in _lines(folder / f"{name}.samples.jsonl", _remedy(folder))],
+        samples=[_sample(line) for line in read_objects(folder / f"{name}.samples.jsonl", _remedy(folder))],
     )
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefloop.report.read import Interval, Points
+from prefloop.report.entries import Interval
+from prefloop.report.read import Points
 
 THIN = "\u202f"  # narrow no-break space, between a number and its unit
 NARROW_GROUPS = 10_000  # four digits need no separator

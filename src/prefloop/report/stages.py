@@ -6,7 +6,8 @@ import math
 
 from prefloop.report.bars import Part, Row, forest, reliability, shares
 from prefloop.report.charts import NORMAL, SMALL, Options, Series, line_chart
-from prefloop.report.read import Interval, Metrics, Quality, Run
+from prefloop.report.entries import Interval
+from prefloop.report.read import Metrics, Quality, Run
 from prefloop.report.scale import drawable, duration, finite, number, percent, wilson
 from prefloop.report.sections import Figure, Section, figure
 from prefloop.report.words import title

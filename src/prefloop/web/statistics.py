@@ -17,7 +17,7 @@ from prefloop.feedback.intervals import Estimate
 from prefloop.feedback.statistics import AnnotatorStatistics, CriterionStatistics, Day, Statistics, statistics
 from prefloop.feedback.store import Store
 from prefloop.report.bars import Row, forest
-from prefloop.report.read import Interval
+from prefloop.report.entries import Interval
 from prefloop.report.scale import Scale, interval_text, number, percent
 from prefloop.report.svg import Chart, Key, drawing, el
 

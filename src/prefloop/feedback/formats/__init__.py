@@ -7,11 +7,11 @@ records, with a large file in a process of its own (`apart`). The way out is the
 writer, `writing`).
 """
 
-from .exports import ExportFormat, ExportReport, export_file
+from ..format_names import ExportFormat, Format
+from .exports import ExportReport, export_file
 from .imports import import_file
 from .reading import ImportReport, read_file
 from .sheet import write_sheet
-from .table import Format
 
 __all__ = [
     "ExportFormat",

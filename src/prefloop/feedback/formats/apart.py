@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from ..format_names import Format
 from ..store import AnyRecord
 from .reading import ImportReport, Reject, records
 from .rows import RowError
-from .table import Format
 
 _BATCH = 1000
 _LARGE = 16 * 2**20

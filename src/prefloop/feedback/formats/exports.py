@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from ..aggregate import votes
+from ..format_names import ExportFormat
 from ..records import BEST_ONLY, Completion, Demonstration, Judgement, Prompt
 from ..store import Store
 from . import alpacaeval, dialogue, llamafactory, oasst, trl, whole
@@ -17,22 +18,6 @@ from .items import FROM_LABELS, Answer, Asked, Demonstrated, Item, Labelled, Not
 from .rows import Row
 from .writing import Columns, Kind, write_rows
 
-ExportFormat = Literal[
-    "prefloop",
-    "comparison",
-    "unpaired",
-    "demonstration",
-    "prompt",
-    "dialogue",
-    "sharegpt-comparison",
-    "sharegpt-unpaired",
-    "sharegpt-demonstration",
-    "alpaca-comparison",
-    "alpaca-unpaired",
-    "alpaca-demonstration",
-    "alpacaeval",
-    "oasst",
-]
 _BATCH = 500
 _T = TypeVar("_T")
 _Said = TypeVar("_Said", Judgement, Demonstration, Completion)

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from ..format_names import Format
 from ..records import Judgement, content_id
 from ..store import AnyRecord, Store
 from .apart import is_large, records_apart
 from .reading import ImportReport, records, refuse
 from .rows import RowError
-from .table import Format
 
 _BATCH = 500
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..format_names import Format
 from ..store import AnyRecord, Counts
 from .containers import open_rows
 from .oasst import trees
 from .recorder import UNMATCHED, Recorder
 from .rows import Row, RowError
-from .table import EXPECTED, NOT_JUDGED, READERS, Format, detect, known_format, unused_fields
+from .table import EXPECTED, NOT_JUDGED, READERS, detect, known_format, unused_fields
 
 Reject = Callable[[str, int, RowError], None]
 """(unit, number, what is wrong with the row)."""

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from ..format_names import Format
 from ..store import AnyRecord
 from . import alpacaeval, dialogue, llamafactory, oasst, sheet, trl, whole
 from .items import Item
 from .rows import Row, RowError
 
-Format = Literal[
-    "dialogue",
-    "comparison",
-    "unpaired",
-    "demonstration",
-    "prompt",
-    "chat",
-    "sharegpt",
-    "alpaca",
-    "alpacaeval",
-    "oasst",
-    "sheet",
-    "prefloop",
-]
 Read = Item | sheet.Chosen | AnyRecord | str
 """What a row says; a text is a note about it."""
 
