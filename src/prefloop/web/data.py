@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +14,20 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from prefloop.feedback.formats import ExportFormat, Format, ImportReport, export_file, import_file
+from prefloop.feedback.formats import (
+    ExportFormat,
+    ExportReport,
+    Format,
+    ImportReport,
+    export_file,
+    import_file,
+)
 from prefloop.feedback.store import Store
 
 from .access import FOR_ADMINS, errors
 from .errors import ProblemError
 from .pages import page
-from .schemas import Criterion, Imported, Statistics, Stats
+from .schemas import EXPORTED, Criterion, Exported, Imported, Statistics, Stats
 from .state import Shared
 from .statistics import described, figures
 
@@ -32,6 +41,17 @@ FILES = {JSON_LINES, "application/octet-stream"}
 GZIP = b"\x1f"
 """How a gzip file begins; no file of text does."""
 _PIECE = 1 << 20
+_ROOM = 1_000
+"""Characters for the reasons in a header: some proxies refuse an answer with more than 4 KiB of headers."""
+_TOLD = {
+    "description": "What became of what the store holds, as JSON in ASCII.",
+    "required": True,
+    "schema": {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": Exported.model_json_schema(),
+    },
+}
 
 
 @router.get("/stats")
@@ -90,7 +110,14 @@ def _import(store: Store, path: Path, format: Format | None, skip_bad: bool) -> 
 @router.get(
     "/export",
     response_class=StreamingResponse,
-    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}, "description": "One row per line"}},
+    responses={
+        200: {
+            "content": {JSON_LINES: {"schema": {"type": "string"}}},
+            "description": f"One row per line. The header `{EXPORTED}` is a JSON object: the `format`, how many "
+            "`rows`, what was `left_out` and what was `noted` (written otherwise than it was said): why → how many",
+            "headers": {EXPORTED: _TOLD},
+        }
+    },
 )
 def export(
     state: Shared,
@@ -101,15 +128,34 @@ def export(
     folder = tempfile.TemporaryDirectory(prefix="prefloop-export-")
     try:
         path = Path(folder.name) / "feedback.jsonl"
-        export_file(state.store, format, path, criterion=criterion)
+        report = export_file(state.store, format, path, criterion=criterion)
+        headers = {
+            "Content-Disposition": f'attachment; filename="{format}.jsonl"',
+            "Content-Length": str(path.stat().st_size),
+            EXPORTED: _told(report),
+        }
     except BaseException:
         folder.cleanup()
         raise
-    headers = {
-        "Content-Disposition": f'attachment; filename="{format}.jsonl"',
-        "Content-Length": str(path.stat().st_size),
-    }
     return _LastCopy(_pieces(path), folder, headers)
+
+
+def _told(report: ExportReport) -> str:
+    left_out, noted = _most_frequent(report.left_out), _most_frequent(report.noted)
+    told = Exported(format=report.format, rows=report.rows, left_out=left_out, noted=noted)
+    return json.dumps(told.model_dump())  # ASCII, without a line's end: a criterion may have any name
+
+
+def _most_frequent(counts: Counter[str]) -> dict[str, int]:
+    """As many as have room in a header; of the others the sum."""
+    told: dict[str, int] = {}
+    room = _ROOM
+    for reason, count in counts.most_common():
+        room -= len(json.dumps({reason: count}))
+        if room < 0:
+            return told | {"other reasons": counts.total() - sum(told.values())}
+        told[reason] = count
+    return told
 
 
 class _LastCopy(StreamingResponse):

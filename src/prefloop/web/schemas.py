@@ -16,6 +16,8 @@ MOST_CRITERIA = 20
 MOST_ITEMS = 5_000
 DRAFT_BYTES = 1_000_000
 TEXT_CHARACTERS = 200_000
+EXPORTED = "Prefloop-Export"
+"""The header of an export that has an `Exported` in it."""
 
 _NO_NUL = r"^[^\x00]*$"
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w@+][\w @.+-]*$", examples=["ana"])]
@@ -323,6 +325,17 @@ class Imported(_Answer):
     """New ones, of each kind."""
     skipped: dict[str, int]
     """Reason → number of rows that were left out."""
+
+
+class Exported(_Answer):
+    """What became of what the store holds."""
+
+    format: str
+    rows: int
+    left_out: dict[str, int]
+    """Why → how many judgements (pairs of one, where a ranking is written as pairs), demonstrations or answers."""
+    noted: dict[str, int]
+    """What was written otherwise than it was said → how many."""
 
 
 class Stats(_Answer):
