@@ -103,10 +103,12 @@ def test_administration(world: World, url: str, tmp_path: Path) -> None:
         assert not (tmp_path / "odd.jsonl").exists()
         (tmp_path / "table.csv").write_text("prompt,chosen,rejected\nWhy?,Because.,No.\n", encoding="utf-8")
         assert client.import_file(tmp_path / "table.csv").judgements == 1
-        (tmp_path / "bad.jsonl").write_text("{}\n", encoding="utf-8")
+        (tmp_path / "bad.jsonl").write_text('{}\n{"prompt": "Why not?"}\n', encoding="utf-8")
         with pytest.raises(ApiError, match=r"^bad\.jsonl, line 1") as refused:
             client.import_file(tmp_path / "bad.jsonl")
         assert refused.value.status == 400
+        told = client.import_file(tmp_path / "bad.jsonl", skip_bad=True)
+        assert [(row.number, row.row) for row in told.rejected] == [(1, "{}")]
         assert client.stats().completions == 8
 
 

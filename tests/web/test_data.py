@@ -9,7 +9,7 @@ import pytest
 from tests.web.world import World
 
 from prefloop.feedback.records import CANNOT_JUDGE, Completion, Judgement, Prompt, content_id
-from prefloop.web.schemas import EXPORTED, Exported
+from prefloop.web.schemas import EXPORTED, MOST_REJECTED, REJECTED_CHARACTERS, Exported, Imported
 
 
 def judged(world: World, question: str, ranks: Sequence[int], criterion: str = "overall", flag: str = "") -> None:
@@ -86,3 +86,70 @@ def test_the_header_is_described_as_it_comes(world: World) -> None:
     assert described.keys() == told.keys()
     html = world.stranger().get("/api/docs").text
     assert EXPORTED in html
+
+
+GOOD = '{"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "extra": 1}'
+HOSTILE = [
+    '{"prompt": NaN, "chosen": -Infinity}',
+    r'{"prompt": "a", "chosen": "\ud800", "rejected": "b"}',
+    r'{"\ud800": 1, "\udfff": "x"}',
+    '{"a": 1, "a": 2}',
+    '{"prompt": ' + "9" * 5000 + "}",
+    '{"prompt": ' + "[" * 5000 + "]" * 5000 + "}",
+    "[1]",
+    "{",
+    "\x1b[2J\\",
+]
+
+
+def imported(world: World, lines: Sequence[str], **query: str | bool) -> Imported:
+    answer = world.script("boss", "admin").post(
+        "/api/import",
+        params={"name": "file.jsonl"} | query,
+        content="\n".join(lines).encode(),
+        headers={"Content-Type": "application/x-ndjson"},
+    )
+    assert answer.status_code == 200, answer.text
+    return Imported.model_validate_json(answer.content)
+
+
+def test_an_import_returns_what_it_left_out(world: World) -> None:
+    told = imported(world, [GOOD, '{"prompt": "Why?", "chosen": 7, "rejected": "No."}', "", "?", GOOD], skip_bad=True)
+    assert (told.rows, told.judgements, told.unit, told.rejected_more) == (4, 2, "line", 0)
+    assert told.noted == {"field 'extra' is not used": 2}
+    assert told.skipped == {"field 'chosen' is a number": 1, "not valid JSON": 1}
+    assert [(row.number, json.loads(row.row)) for row in told.rejected] == [
+        (2, {"prompt": "Why?", "chosen": 7, "rejected": "No."}),
+        (4, "?"),
+    ]
+    assert told.rejected[0].reason.startswith("field 'chosen' is a number: expected")
+    assert imported(world, [GOOD]).rejected == []
+
+
+@pytest.mark.parametrize("format", ["comparison", "unpaired", "prefloop", "oasst", "alpaca"])
+@pytest.mark.parametrize("end", ["", " "], ids=["file", "large file"])
+def test_rows_that_are_no_text_come_back_as_text(
+    world: World, format: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if end:  # read by a process of its own
+        monkeypatch.setattr("prefloop.feedback.formats.apart._LARGE", 1)
+    told = imported(world, [f"{row}{end}" for row in HOSTILE], format=format, skip_bad=True)
+    assert [row.number for row in told.rejected] == list(range(1, len(HOSTILE) + 1))
+    assert all(row.row.isascii() and row.reason for row in told.rejected)
+    assert told.rejected[2].row == HOSTILE[2]
+
+
+def test_what_comes_back_is_bounded(world: World) -> None:
+    told = imported(world, [GOOD, *[f'{{"bad": {n}, "x": "{"ü" * 20_000}"}}' for n in range(130)]], skip_bad=True)
+    assert (len(told.rejected), told.rejected_more) == (MOST_REJECTED, 30)
+    assert {len(row.row) for row in told.rejected} == {REJECTED_CHARACTERS}
+    assert len(told.model_dump_json()) < 2 * MOST_REJECTED * REJECTED_CHARACTERS
+
+
+def test_a_sheet_that_comes_again_says_what_it_corrects(world: World) -> None:
+    judged(world, "pair", [1, 2])
+    (said,) = world.store.judgements()
+    row = {"prompt_id": said.prompt_id, "answers": [{"id": key} for key in said.shown], "annotator": "bo"}
+    assert imported(world, [json.dumps(row | {"choice": "1"})], format="sheet").corrected == 0
+    again = imported(world, [json.dumps(row | {"choice": "2"}), json.dumps(row | {"choice": ""})], format="sheet")
+    assert (again.corrected, again.judgements, again.skipped) == (1, 1, {"not judged": 1})

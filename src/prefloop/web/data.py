@@ -6,8 +6,9 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -27,7 +28,17 @@ from prefloop.feedback.store import Store
 from .access import FOR_ADMINS, errors
 from .errors import ProblemError
 from .pages import page
-from .schemas import EXPORTED, Criterion, Exported, Imported, Statistics, Stats
+from .schemas import (
+    EXPORTED,
+    MOST_REJECTED,
+    REJECTED_CHARACTERS,
+    Criterion,
+    Exported,
+    Imported,
+    Rejected,
+    Statistics,
+    Stats,
+)
 from .state import Shared
 from .statistics import described, figures
 
@@ -82,7 +93,7 @@ async def import_records(
     state: Shared,
     name: FileName,
     format: Annotated[Format | None, Query(description="Found by looking, unless given.")] = None,
-    skip_bad: Annotated[bool, Query(description="Leave bad rows out and say which.")] = False,
+    skip_bad: Annotated[bool, Query(description="Leave bad rows out and return them.")] = False,
 ) -> Imported:
     """Add a file to the store, all or nothing; the same file again adds nothing."""
     if request.headers.get("content-type", "").lower() not in FILES:
@@ -95,16 +106,41 @@ async def import_records(
                 if file.tell() == 0 and piece.startswith(GZIP):
                     raise ProblemError(415, "The file is compressed, and may be of any size.", "Send it unpacked.")
                 await run_in_threadpool(file.write, piece)
-        report = await run_in_threadpool(_import, state.store, path, format, skip_bad)
-    skipped = {reason: len(lines) for reason, lines in report.skipped.items()}
-    return Imported(format=report.format or "", rows=report.rows, skipped=skipped, **vars(report.added))
+        return await run_in_threadpool(_import, state.store, path, format, skip_bad)
 
 
-def _import(store: Store, path: Path, format: Format | None, skip_bad: bool) -> ImportReport:
+def _import(store: Store, path: Path, format: Format | None, skip_bad: bool) -> Imported:
     try:
-        return import_file(store, path, format, skip_bad=skip_bad)
+        report = import_file(store, path, format, skip_bad=skip_bad)
     except ValueError as error:
         raise ValueError(str(error).replace(f"{path.parent}/", "")) from error  # where it lay is not their concern
+    rejected, more = _rejected(report)
+    return Imported(
+        format=report.format or "",
+        rows=report.rows,
+        corrected=report.corrected,
+        skipped={reason: len(lines) for reason, lines in report.skipped.items()},
+        noted=dict(report.noted),
+        unit=report.unit,
+        rejected=rejected,
+        rejected_more=more,
+        **vars(report.added),
+    )
+
+
+def _rejected(report: ImportReport) -> tuple[list[Rejected], int]:
+    """The first rows of the file of rejected rows, which goes with its folder, and how many more are in it."""
+    if report.rejected is None:
+        return [], 0
+    with report.rejected.open(encoding="utf-8") as file:
+        first = [_row(json.loads(line), report.unit) for line in islice(file, MOST_REJECTED)]
+        return first, sum(1 for _ in file)
+
+
+def _row(kept: dict[str, Any], unit: str) -> Rejected:
+    """A row may be bad because it has numbers or text that no answer can carry: it goes as JSON in ASCII."""
+    reason = kept["reason"][:REJECTED_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    return Rejected(number=kept[unit], reason=reason, row=json.dumps(kept["row"])[:REJECTED_CHARACTERS])
 
 
 @router.get(
