@@ -18,7 +18,7 @@ DRAFT_BYTES = 1_000_000
 TEXT_CHARACTERS = 200_000
 MOST_REJECTED = 100
 REJECTED_CHARACTERS = 10_000
-"""Of each bad row that an import returns; the answer stays under 3 MB."""
+"""Of each bad row that an import returns, and of its reason."""
 EXPORTED = "Prefloop-Export"
 """The header of an export that has an `Exported` in it."""
 
