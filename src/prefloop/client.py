@@ -201,8 +201,11 @@ class Client:
             )
         return schemas.Imported.model_validate_json(_checked(answer).content)
 
-    def export(self, path: str | Path, format: str = "prefloop", criterion: str = "overall") -> int:
-        """Write what `prefloop export` writes to a file of JSON lines; its bytes. The file is whole or absent."""
+    def export(self, path: str | Path, format: str = "prefloop", criterion: str = "overall") -> schemas.Exported:
+        """Write what `prefloop export` writes to a file of JSON lines, and say what was left out of it.
+
+        The file is whole or absent.
+        """
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
         query = {"format": format, "criterion": criterion}
@@ -214,13 +217,13 @@ class Client:
             ):
                 if answer.is_error:
                     answer.read()
-                for piece in _checked(answer).iter_bytes():
+                told = _exported(_checked(answer))
+                for piece in answer.iter_bytes():
                     file.write(piece)
-            size = partial.stat().st_size
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        return size
+        return told
 
     # Requests
 
@@ -267,8 +270,19 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     try:
         error = schemas.Error.model_validate_json(answer.content).error
     except ValueError:
-        raise ApiError(answer.status_code, "This is no answer of prefloop.", "Check the address.") from None
+        raise _of_somebody_else(answer) from None
     raise ApiError(answer.status_code, error.what, error.remedy)
+
+
+def _exported(answer: httpx.Response) -> schemas.Exported:
+    try:
+        return schemas.Exported.model_validate_json(answer.headers.get(schemas.EXPORTED, ""))
+    except ValueError:
+        raise _of_somebody_else(answer) from None
+
+
+def _of_somebody_else(answer: httpx.Response) -> ApiError:
+    return ApiError(answer.status_code, "This is no answer of prefloop.", "Check the address.")
 
 
 def _wait(answer: httpx.Response) -> float:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from prefloop.feedback.people import People
 from prefloop.feedback.store import Store
-from prefloop.feedback.tables import SECRETS
+from prefloop.feedback.tables import PEOPLE, SECRETS
 
 
 class Clock:
@@ -54,6 +54,72 @@ def test_names_that_nobody_can_read_are_refused(people: People, name: str) -> No
 
 def test_one_name_in_two_spellings_is_one_name(people: People) -> None:
     assert people.ensure("Zoe\u0308", "annotator") == people.ensure("Zo\u00eb", "annotator")
+
+
+LIKE_ROOT = ["Root", "ROOT", "ｒｏｏｔ", "𝐫𝐨𝐨𝐭", "ro\u034fot", "root\u3164", "root\ufe0f", "roo\U000e0100t", "ʳoot"]
+
+
+@pytest.mark.parametrize("name", LIKE_ROOT)
+def test_a_name_that_looks_like_somebody_elses_is_refused(people: People, name: str) -> None:
+    with pytest.raises(ValueError, match="looks like 'root'"):
+        people.invite("annotator", "root", name=name)
+    _, secret = people.invite("annotator", "root")
+    for make in (lambda: people.accept(secret, name), lambda: people.ensure(name, "annotator")):
+        with pytest.raises(ValueError, match="looks like 'root'"):
+            make()
+    assert [person.name for person in people.all()] == ["root"]
+    assert people.accept(secret, "Ruth").name == "Ruth", "the refusal did not use it up"
+
+
+@pytest.mark.parametrize("name", ["rооt", "roοt", "rооt bot", "Ann Ꭰ"])
+def test_whoever_is_invited_uses_one_alphabet(people: People, name: str) -> None:
+    _, secret = people.invite("annotator", "root")
+    for make in (lambda: people.accept(secret, name), lambda: people.invite("annotator", "root", name=name)):
+        with pytest.raises(ValueError, match="use one alphabet"):
+            make()
+    assert people.ensure(name, "annotator").name == name, "an administrator may call a program so"
+
+
+def test_a_name_can_be_seen(people: People) -> None:
+    with pytest.raises(ValueError, match="can be seen"):
+        people.ensure("\u3164\u115f", "annotator")
+
+
+NAMES = [
+    "Zoë",
+    "Zoe",
+    "Иван Петров",
+    "Γιώργος",
+    "Ιωάννης",
+    "山田 Taro",
+    "김 Kim",
+    "राम-2",
+    "عمر",
+    "Straße",
+    "o'Neil",
+    "rooty",
+]
+
+
+def test_names_of_all_the_world_are_taken(people: People) -> None:
+    for name in NAMES:
+        _, secret = people.invite("annotator", "root")
+        assert people.accept(secret, name).name == name
+    assert [person.name for person in people.all()] == ["root", *NAMES]
+
+
+def test_those_who_look_alike_already_go_on(people: People, store: Store) -> None:
+    there = ["Root", "rооt", "\u3164"]
+    with store.database.writing() as db:
+        made = {"role": "annotator", "created": "2026-01-01T00:00:00+00:00", "revoked": None}
+        db.execute(PEOPLE.insert(), [{"name": name, **made} for name in there])
+    for name in there:
+        assert people.ensure(name, "admin").role == "annotator"
+        found = people.signed_in(people.start_session(name))
+        assert found is not None
+        assert found.name == name
+        people.revoke(name)
+        people.restore(name)
 
 
 # Invites

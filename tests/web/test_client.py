@@ -89,22 +89,26 @@ def test_administration(world: World, url: str, tmp_path: Path) -> None:
         client.restore("length bot")
         assert client.invite(days=1).url.startswith(f"{url}/join#")
         assert client.add_guidelines("Be kind.").version == client.guidelines().version == 1
-        assert client.export(tmp_path / "out.jsonl") == (tmp_path / "out.jsonl").stat().st_size
+        whole = client.export(tmp_path / "out.jsonl")
+        assert (whole.format, whole.left_out) == ("prefloop", {})
+        assert len((tmp_path / "out.jsonl").read_text("utf-8").splitlines()) == whole.rows
         assert [path.name for path in tmp_path.glob("*out*")] == ["out.jsonl"]
         kinds = [next(iter(json.loads(line))) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
         assert (kinds.count("prompt"), kinds.count("completion")) == (3, 6)
         assert client.import_file(tmp_path / "out.jsonl").prompts == 0  # all of it is there already
-        client.export(tmp_path / "prompts.jsonl", "prompt")
+        assert client.export(tmp_path / "prompts.jsonl", "prompt").rows == 3
         assert len((tmp_path / "prompts.jsonl").read_text("utf-8").splitlines()) == 3
         with pytest.raises(ApiError, match="format"):
             client.export(tmp_path / "odd.jsonl", "odd")
         assert not (tmp_path / "odd.jsonl").exists()
         (tmp_path / "table.csv").write_text("prompt,chosen,rejected\nWhy?,Because.,No.\n", encoding="utf-8")
         assert client.import_file(tmp_path / "table.csv").judgements == 1
-        (tmp_path / "bad.jsonl").write_text("{}\n", encoding="utf-8")
+        (tmp_path / "bad.jsonl").write_text('{}\n{"prompt": "Why not?"}\n', encoding="utf-8")
         with pytest.raises(ApiError, match=r"^bad\.jsonl, line 1") as refused:
             client.import_file(tmp_path / "bad.jsonl")
         assert refused.value.status == 400
+        told = client.import_file(tmp_path / "bad.jsonl", skip_bad=True)
+        assert [(row.number, row.row) for row in told.rejected] == [(1, "{}")]
         assert client.stats().completions == 8
 
 
@@ -192,6 +196,25 @@ def test_an_answer_of_somebody_else(broken: tuple[Client, type[Broken]]) -> None
     handler.script[:] = [200]
     with pytest.raises(ApiError, match="no answer of prefloop"):
         client._send("PUT", "/api/tasks/x/draft", {}, again=False)  # this server knows no PUT and says so in HTML
+
+
+def test_an_export_of_somebody_else_is_not_kept(tmp_path: Path) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<h1>Welcome</h1>")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with Client(url, "x" * 43) as client, pytest.raises(ApiError, match="no answer of prefloop"):
+            client.export(tmp_path / "out.jsonl")
+        thread.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 # The documentation

@@ -19,7 +19,7 @@ import pytest
 from tests.toys import heeds_ctrl_c
 from tests.web.world import World
 
-from prefloop.feedback.people import People, user_name
+from prefloop.feedback.people import People, Role, user_name
 from prefloop.feedback.store import Store
 from prefloop.web.serve import LabelServer, listen, open_browser
 
@@ -53,6 +53,14 @@ def test_the_link_signs_in(store: Store) -> None:
     again = LabelServer(store, port=0)
     again.socket.close()
     assert again.settings.key != key
+
+
+@pytest.mark.parametrize("role", ["annotator", "admin"])
+def test_whoever_looks_like_the_owner_keeps_nobody_out(store: Store, role: Role) -> None:
+    there = People(store).ensure(user_name().title(), role).name
+    server = LabelServer(store, port=0)
+    server.socket.close()
+    assert server.settings.owner == f"{user_name()}-admin" != there
 
 
 def test_nothing_lets_others_in_by_chance(store: Store) -> None:

@@ -83,10 +83,13 @@ class People:
             return _find(db, name)
 
     def ensure(self, name: str, role: Role) -> Person:
-        """The person of that name, made with ``role`` if there is none."""
+        """The person of that name, made with ``role`` if there is none. ValueError: it looks like somebody else's."""
         name = checked_name(name)
         with self._database.writing() as db:
-            return _find(db, name) or self._make(db, name, role)
+            if person := _find(db, name):
+                return person
+            _check_unlike(db, name)
+            return self._make(db, name, role)
 
     def revoke(self, name: str) -> None:
         """From now on this person may do nothing: their sessions, tokens and invites end. LookupError: no such."""
@@ -264,8 +267,42 @@ def _find(db: sa.Connection, name: str) -> Person | None:
 
 
 def _check_new(db: sa.Connection, name: str) -> None:
+    """Whoever is invited is called what nobody else is, and what nobody takes for somebody else's name."""
     if _find(db, name):
         raise ValueError(f"there is somebody called {name!r} already; choose another name")
+    _check_unlike(db, name)
+    if len(alphabets := _alphabets(name)) > 1:
+        raise ValueError(f"{name!r} mixes letters of {' and '.join(alphabets)} that look alike; use one alphabet")
+
+
+def _check_unlike(db: sa.Connection, name: str) -> None:
+    look = _look(name)
+    if not look:
+        raise ValueError("a name has letters that can be seen")
+    for other in db.scalars(sa.select(PEOPLE.c.name)):
+        if _look(other) == look:
+            raise ValueError(f"{name!r} looks like {other!r}, who is there already; choose another name")
+
+
+def _look(name: str) -> str:
+    """The same for names that differ in case, in the width or style of letters, or in what is not to be seen."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join("".join(char for char in folded if not _UNSEEN.search(unicodedata.name(char, ""))).split())
+
+
+_UNSEEN = re.compile("FILLER|VARIATION SELECTOR|GRAPHEME JOINER|VOWEL INHERENT|PATTERN BLANK")
+"""In the Unicode names of the characters that are printable by their category and yet show nothing."""
+
+
+def _alphabets(name: str) -> list[str]:
+    """Those with capitals, whose letters are easily mistaken: Latin, Greek, Cyrillic, and a few more.
+
+    One of them beside another script, as in Japanese names, is fine: UTS 39 (section 5.2) allows that as well.
+    """
+    letters = (
+        char for char in unicodedata.normalize("NFKC", name) if char.isalpha() and char.lower() != char.upper()
+    )
+    return sorted({unicodedata.name(letter).partition(" ")[0].title() for letter in letters})
 
 
 def _person(row: Any) -> Person:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from prefloop.feedback.formats import ExportFormat, Format, ImportReport, export_file, import_file
+from prefloop.feedback.formats import (
+    ExportFormat,
+    ExportReport,
+    Format,
+    ImportReport,
+    export_file,
+    import_file,
+)
 from prefloop.feedback.store import Store
 
 from .access import FOR_ADMINS, errors
 from .errors import ProblemError
 from .pages import page
-from .schemas import Criterion, Imported, Statistics, Stats
+from .schemas import (
+    EXPORTED,
+    MOST_REJECTED,
+    REJECTED_CHARACTERS,
+    Criterion,
+    Exported,
+    Imported,
+    Rejected,
+    Statistics,
+    Stats,
+)
 from .state import Shared
 from .statistics import described, figures
 
@@ -32,6 +52,17 @@ FILES = {JSON_LINES, "application/octet-stream"}
 GZIP = b"\x1f"
 """How a gzip file begins; no file of text does."""
 _PIECE = 1 << 20
+_ROOM = 1_000
+"""Characters for the reasons in a header: some proxies refuse an answer with more than 4 KiB of headers."""
+_TOLD = {
+    "description": "What became of what the store holds, as JSON in ASCII.",
+    "required": True,
+    "schema": {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": Exported.model_json_schema(),
+    },
+}
 
 
 @router.get("/stats")
@@ -62,7 +93,7 @@ async def import_records(
     state: Shared,
     name: FileName,
     format: Annotated[Format | None, Query(description="Found by looking, unless given.")] = None,
-    skip_bad: Annotated[bool, Query(description="Leave bad rows out and say which.")] = False,
+    skip_bad: Annotated[bool, Query(description="Leave bad rows out and return them.")] = False,
 ) -> Imported:
     """Add a file to the store, all or nothing; the same file again adds nothing."""
     if request.headers.get("content-type", "").lower() not in FILES:
@@ -75,22 +106,54 @@ async def import_records(
                 if file.tell() == 0 and piece.startswith(GZIP):
                     raise ProblemError(415, "The file is compressed, and may be of any size.", "Send it unpacked.")
                 await run_in_threadpool(file.write, piece)
-        report = await run_in_threadpool(_import, state.store, path, format, skip_bad)
-    skipped = {reason: len(lines) for reason, lines in report.skipped.items()}
-    return Imported(format=report.format or "", rows=report.rows, skipped=skipped, **vars(report.added))
+        return await run_in_threadpool(_import, state.store, path, format, skip_bad)
 
 
-def _import(store: Store, path: Path, format: Format | None, skip_bad: bool) -> ImportReport:
+def _import(store: Store, path: Path, format: Format | None, skip_bad: bool) -> Imported:
     try:
-        return import_file(store, path, format, skip_bad=skip_bad)
+        report = import_file(store, path, format, skip_bad=skip_bad)
     except ValueError as error:
         raise ValueError(str(error).replace(f"{path.parent}/", "")) from error  # where it lay is not their concern
+    rejected, more = _rejected(report)
+    return Imported(
+        format=report.format or "",
+        rows=report.rows,
+        corrected=report.corrected,
+        skipped={reason: len(lines) for reason, lines in report.skipped.items()},
+        noted=dict(report.noted),
+        unit=report.unit,
+        rejected=rejected,
+        rejected_more=more,
+        **vars(report.added),
+    )
+
+
+def _rejected(report: ImportReport) -> tuple[list[Rejected], int]:
+    """The first rows of the file of rejected rows, which goes with its folder, and how many more are in it."""
+    if report.rejected is None:
+        return [], 0
+    with report.rejected.open(encoding="utf-8") as file:
+        first = [_row(json.loads(line), report.unit) for line in islice(file, MOST_REJECTED)]
+        return first, sum(1 for _ in file)
+
+
+def _row(kept: dict[str, Any], unit: str) -> Rejected:
+    """A row may be bad because it has numbers or text that no answer can carry: it goes as JSON in ASCII."""
+    reason = kept["reason"][:REJECTED_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    return Rejected(number=kept[unit], reason=reason, row=json.dumps(kept["row"])[:REJECTED_CHARACTERS])
 
 
 @router.get(
     "/export",
     response_class=StreamingResponse,
-    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}, "description": "One row per line"}},
+    responses={
+        200: {
+            "content": {JSON_LINES: {"schema": {"type": "string"}}},
+            "description": f"One row per line. The header `{EXPORTED}` is a JSON object: the `format`, how many "
+            "`rows`, what was `left_out` and what was `noted` (written otherwise than it was said): why → how many",
+            "headers": {EXPORTED: _TOLD},
+        }
+    },
 )
 def export(
     state: Shared,
@@ -101,15 +164,34 @@ def export(
     folder = tempfile.TemporaryDirectory(prefix="prefloop-export-")
     try:
         path = Path(folder.name) / "feedback.jsonl"
-        export_file(state.store, format, path, criterion=criterion)
+        report = export_file(state.store, format, path, criterion=criterion)
+        headers = {
+            "Content-Disposition": f'attachment; filename="{format}.jsonl"',
+            "Content-Length": str(path.stat().st_size),
+            EXPORTED: _told(report),
+        }
     except BaseException:
         folder.cleanup()
         raise
-    headers = {
-        "Content-Disposition": f'attachment; filename="{format}.jsonl"',
-        "Content-Length": str(path.stat().st_size),
-    }
     return _LastCopy(_pieces(path), folder, headers)
+
+
+def _told(report: ExportReport) -> str:
+    left_out, noted = _most_frequent(report.left_out), _most_frequent(report.noted)
+    told = Exported(format=report.format, rows=report.rows, left_out=left_out, noted=noted)
+    return json.dumps(told.model_dump())  # ASCII, without a line's end: a criterion may have any name
+
+
+def _most_frequent(counts: Counter[str]) -> dict[str, int]:
+    """As many as have room in a header; of the others the sum."""
+    told: dict[str, int] = {}
+    room = _ROOM
+    for reason, count in counts.most_common():
+        room -= len(json.dumps({reason: count}))
+        if room < 0:
+            return told | {"other reasons": counts.total() - sum(told.values())}
+        told[reason] = count
+    return told
 
 
 class _LastCopy(StreamingResponse):

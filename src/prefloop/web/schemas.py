@@ -16,6 +16,11 @@ MOST_CRITERIA = 20
 MOST_ITEMS = 5_000
 DRAFT_BYTES = 1_000_000
 TEXT_CHARACTERS = 200_000
+MOST_REJECTED = 100
+REJECTED_CHARACTERS = 10_000
+"""Of each bad row that an import returns, and of its reason."""
+EXPORTED = "Prefloop-Export"
+"""The header of an export that has an `Exported` in it."""
 
 _NO_NUL = r"^[^\x00]*$"
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w@+][\w @.+-]*$", examples=["ana"])]
@@ -313,6 +318,15 @@ class ItemsAdded(_Answer):
     """How many were not there before."""
 
 
+class Rejected(_Answer):
+    """A bad row that was left out."""
+
+    number: int
+    reason: str
+    row: str
+    """The row, as far as it could be read, as JSON in ASCII; of a longer one the first 10000 characters."""
+
+
 class Imported(_Answer):
     format: str
     rows: int
@@ -321,8 +335,29 @@ class Imported(_Answer):
     judgements: int
     demonstrations: int
     """New ones, of each kind."""
+    corrected: int
+    """Judgements among them that take the place of what a judging sheet said before."""
     skipped: dict[str, int]
     """Reason → number of rows that were left out."""
+    noted: dict[str, int]
+    """What is unusual in rows that were imported, or not used of them → number of rows."""
+    unit: str
+    """What the numbers of rows count: lines, items of an array, rows of a table."""
+    rejected: list[Rejected]
+    """The first 100 bad rows, with ``skip_bad``."""
+    rejected_more: int
+    """How many more there were."""
+
+
+class Exported(_Answer):
+    """What became of what the store holds."""
+
+    format: str
+    rows: int
+    left_out: dict[str, int]
+    """Why → how many judgements (pairs of one, where a ranking is written as pairs), demonstrations or answers."""
+    noted: dict[str, int]
+    """What was written otherwise than it was said → how many."""
 
 
 class Stats(_Answer):

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 
@@ -141,8 +141,9 @@ def open_browser(link: str) -> None:
 def _reserved(store: Store, name: str) -> str:
     """The administrator of that name, there from the start: nobody who is invited can take it."""
     people = People(store)
-    if people.ensure(name, "admin").role == "admin":
-        return name
+    with suppress(ValueError):  # it looks like somebody else's
+        if people.ensure(name, "admin").role == "admin":
+            return name
     return people.ensure(f"{name}-admin", "admin").name
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Route, expect
-from tests.web.browser.site import Site, lost
+from tests.web.browser.site import Site
 
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import Prompt
@@ -244,45 +244,6 @@ def test_two_annotators_at_once(site: Site) -> None:
     said = sorted((one.annotator, one.ranks) for one in site.judgements())
     assert said == [("ann", (1, 2)), ("ann", (1, 2)), ("bob", (2, 1)), ("bob", (2, 1))]
     assert len({one.prompt_id for one in site.judgements()}) == 4
-
-
-def test_a_lost_connection_loses_nothing(site: Site) -> None:
-    site.ask(PAIR, PAIR[::-1])
-    desk = site.open()
-    desk.page.route("**/api/**", lost)
-    desk.keys("1", "r")
-    desk.page.keyboard.type("said offline")
-    desk.keys("Control+Enter")
-    desk.see("What you said is kept in this browser")
-    assert site.judgements() == []
-    desk.page.unroute("**/api/**")
-    desk.page.get_by_role("button", name="Try now").click()
-    desk.at(2)
-    expect(desk.page.locator("#trouble")).to_be_hidden()
-    assert [one.reason for one in site.judgements()] == ["said offline"]
-
-
-@pytest.mark.parametrize("heard", [True, False])
-def test_what_was_on_its_way_is_sent_after_a_reload_and_counts_once(site: Site, heard: bool) -> None:
-    site.ask(PAIR, PAIR[::-1])
-    desk = site.open()
-
-    def answer_lost(route: Route) -> None:
-        if heard:
-            route.fetch()
-        lost(route)
-
-    desk.page.route("**/judgement", answer_lost)
-    desk.keys("2", "Enter")
-    desk.see("What you said is kept in this browser")
-    assert site.store.counts().judgements == heard
-    desk.page.unroute("**/judgement")
-    desk.page.reload()
-    desk.at(2)
-    expect(desk.page.locator("#live")).to_have_text("Stored. Task 2.")
-    assert [one.ranks for one in site.judgements()] == [(2, 1)]
-    assert site.store.counts().judgements == 1
-    expect(desk.page.get_by_role("radio", name="Answer 2")).not_to_be_checked()
 
 
 def test_a_session_that_ends_takes_nothing_with_it(site: Site) -> None:

@@ -38,33 +38,37 @@ export async function call(method, path, body, { keepalive = false, seconds = SE
   throw new Refused(response.status, answer.error);
 }
 
-let wake = () => {};
+const waiting = new Set(); // requests between two attempts: how to end that
+let troubled = 0; // requests that failed and go on
 
-/** End the wait between two attempts. */
+/** End the wait between two attempts, of every request that waits. */
 export function tryNow() {
-  wake();
+  for (const wake of waiting) wake();
 }
 addEventListener("online", tryNow);
 
-/** Attempt until the server is reached. `onTrouble(error)` after each failure, `onTrouble(null)` when it is over. */
+/** Attempt until the server is reached. `onTrouble(error)` after each failure, `onTrouble(null)` when all is over. */
 export async function persist(attempt, onTrouble) {
   let wait = 0;
+  const over = () => wait && --troubled === 0 && onTrouble(null);
   for (;;) {
     try {
       const answer = await attempt();
-      if (wait) onTrouble(null);
+      over();
       return answer;
     } catch (error) {
       if (!(error instanceof Unreachable)) {
-        if (wait) onTrouble(null);
+        over();
         throw error;
       }
+      troubled += wait ? 0 : 1;
       onTrouble(error);
     }
     wait = Math.min(2 * wait || 1, LONGEST_WAIT);
     await new Promise((resolve) => {
-      const timer = setTimeout(resolve, wait * 1000);
-      wake = () => (clearTimeout(timer), resolve());
+      const wake = () => (clearTimeout(timer), waiting.delete(wake), resolve());
+      const timer = setTimeout(wake, wait * 1000);
+      waiting.add(wake);
     });
   }
 }

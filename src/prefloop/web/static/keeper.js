@@ -1,6 +1,7 @@
 // What is said is kept twice before it is sent: in this browser at once, on the server a moment later.
 
 import { Refused, call } from "./api.js";
+import { ask } from "./session.js";
 
 const MOMENT = 700; // milliseconds without a change
 
@@ -26,8 +27,9 @@ function write(name, kept) {
 /** Keeps one task's draft for one person. */
 export class Keeper {
   #name;
-  #task = null;
-  #draft = null;
+  #said = null; // {task, draft}: the last word on a task that was not sent yet
+  #unsaved = false;
+  #saving = null; // the last request, perhaps under way
   #timer = 0;
 
   constructor(name) {
@@ -51,23 +53,33 @@ export class Keeper {
   }
 
   change(task, draft) {
-    this.#task = task.id;
-    this.#draft = { ...draft, at: Date.now() };
-    write(this.#name, { task: task.id, draft: this.#draft });
+    this.#said = { task: task.id, draft: { ...draft, at: Date.now() } };
+    this.#unsaved = true;
+    write(this.#name, this.#said);
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.save(), MOMENT);
   }
 
   /** The draft to the server, if it does not have it yet. */
-  async save(options) {
-    const draft = this.#draft;
-    if (!draft) return;
-    this.#drop();
+  save(options) {
+    if (this.#unsaved) this.#saving = this.#put(call, options);
+  }
+
+  /** Until the server has it: what comes next takes the task away from this page. */
+  async saved() {
+    await this.#saving;
+    if (this.#unsaved) await (this.#saving = this.#put(ask));
+  }
+
+  async #put(request, options) {
+    const said = this.#said;
+    this.#wait();
     try {
-      await call("PUT", `/tasks/${encodeURIComponent(this.#task)}/draft`, { draft }, options);
+      await request("PUT", `/tasks/${encodeURIComponent(said.task)}/draft`, { draft: said.draft }, options);
     } catch (error) {
-      // The next change tries again. A refusal is told when the judgement itself is sent.
-      if (!(error instanceof Refused)) this.#draft ??= draft;
+      // The next change tries again. A refusal is told when the judgement itself is sent. What was said anew or sent
+      // meanwhile must not be overwritten by what came before it, least of all when that is about another task.
+      if (!(error instanceof Refused) && this.#said === said) this.#unsaved = true;
     }
   }
 
@@ -83,7 +95,13 @@ export class Keeper {
   }
 
   #drop() {
+    this.#wait();
+    this.#said = null;
+  }
+
+  /** Nothing to save until the next change. */
+  #wait() {
     clearTimeout(this.#timer);
-    this.#draft = null;
+    this.#unsaved = false;
   }
 }

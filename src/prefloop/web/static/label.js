@@ -243,7 +243,7 @@ async function deliver(id, submission) {
 
 function skip() {
   alone(async () => {
-    await keeper.save(); // undo brings it back
+    await keeper.saved(); // undo brings it back
     await ask("POST", `/tasks/${encodeURIComponent(task.id)}/skip`).catch(gone);
     keeper.settled();
     await next("Skipped.");
@@ -252,7 +252,7 @@ function skip() {
 
 function undo() {
   alone(async () => {
-    await keeper.save();
+    await keeper.saved();
     let undone;
     try {
       // Not asked again by itself: heard twice, it would undo two.
