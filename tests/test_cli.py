@@ -509,7 +509,7 @@ def test_stats_tells_what_the_judgements_are_worth(
     monkeypatch.chdir(finished)
     monkeypatch.setattr(cli, "console", Console(width=80))
     shown = ok(call("stats"))
-    for part in ("judgements by 6 annotators", "Judgements by day", "sim-careful", "η: 0", "Bias:", "weight", "█"):
+    for part in ("judgements by 6 annotators", "Sent by day", "sim-careful", "η: 0", "Bias:", "weight", "█"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 80
     figures = json.loads(ok(call("stats", "--json")))

@@ -187,10 +187,11 @@ def _change(figures: dict[str, Any], name: str, how: str) -> str:
 def statistics_tables(figures: dict[str, Any], days: int = 14) -> Group:
     """What `prefloop.feedback.statistics.Statistics.to_json` says, for a terminal of 80 columns."""
     totals = figures["totals"]
+    sends = f" in {totals['sends']:,} sends" if totals["sends"] < totals["judgements"] else ""
     parts: list[Any] = [
         Text(
-            f"{totals['judgements']:,} judgements by {totals['annotators']:,} annotators, {totals['prompts']:,} "
-            f"prompts, {totals['completions']:,} answers, {totals['demonstrations']:,} demonstrations."
+            f"{totals['judgements']:,} judgements{sends} by {totals['annotators']:,} annotators, "
+            f"{totals['prompts']:,} prompts, {totals['completions']:,} answers, {totals['demonstrations']:,} demonstrations."
         )
     ]
     if figures["flags"]:
@@ -206,8 +207,8 @@ def statistics_tables(figures: dict[str, Any], days: int = 14) -> Group:
 def _days_table(rows: Sequence[dict[str, Any]], days: int) -> Table:
     counts: dict[str, int] = {}
     for row in rows:
-        counts[row["date"]] = counts.get(row["date"], 0) + row["judgements"]
-    table = _plain_table("Judgements by day (UTC)" + (f", the last {days}" if len(counts) > days else ""))
+        counts[row["date"]] = counts.get(row["date"], 0) + row["sends"]
+    table = _plain_table("Sent by day (UTC)" + (f", the last {days}" if len(counts) > days else ""))
     most = max(counts.values())
     for date in sorted(counts)[-days:]:
         table.add_row(date, f"{counts[date]:>9,}", _bar(counts[date] / most, 40))

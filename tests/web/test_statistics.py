@@ -124,7 +124,7 @@ def test_votes_over_time_have_a_column_for_every_day(world: World) -> None:
     assert "2026-04-03: 2 ai" in svg
     assert "2026-02-03" in svg, "sixty days"
     assert "2026-01-01:" not in svg
-    assert figure.caption.endswith("3 earlier judgements are not drawn.")
+    assert figure.caption.endswith("3 earlier ones are not drawn.")
     assert statistics.votes_over_time([]) is None
 
 

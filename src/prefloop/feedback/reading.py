@@ -91,8 +91,11 @@ class Said:
     """ISO dates, UTC."""
     flags: Names
     """JSON lists."""
+    send: Ints
+    """[J] Numbers of sends, which are judgements by one annotator of the same answers in the same order at the same
+    moment, each by another criterion. Imported and simulated judgements have no task to be known by."""
     seconds: Floats
-    """[J] NaN where it is not known."""
+    """[J] Of the send. NaN where it is not known."""
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -105,7 +108,7 @@ class Said:
         columns = ("annotator", "source", "criterion", "day", "flags")
         names: dict[str, Names] = {name: getattr(self, name).rows(chosen) for name in columns}
         rankings = self.rankings.rows(chosen, names["annotator"].number)
-        return Said(rankings=rankings, seconds=self.seconds[chosen], **names)
+        return Said(rankings=rankings, send=self.send[chosen], seconds=self.seconds[chosen], **names)
 
     def votes(self, completions: Numbered) -> PairVotes:
         """Its pairs."""
@@ -136,7 +139,7 @@ def read(store: Store, answers: Answers, criterion: str | None, gold: Mapping[st
     collector = PairCollector(answers.numbered)
     codes = {name: Codes() for name in ("source", "criterion", "day", "flags")}
     numbers = {name: array("q") for name in codes}
-    seconds = array("d")
+    seconds, occasion = array("d"), array("q")
     flags_of = cache(json.loads)  # many rows, few different ones
     for page in filter(None, store.judgement_rows(criterion)):
         _, ids, prompts, annotators, sources, shown, ranks, criteria, flags, times, created = zip(*page, strict=True)
@@ -144,11 +147,26 @@ def read(store: Store, answers: Answers, criterion: str | None, gold: Mapping[st
         texts = {"source": sources, "criterion": criteria, "day": [when[:10] for when in created], "flags": flags}
         for name, column in texts.items():
             numbers[name].extend(map(codes[name].__getitem__, column))
+        # 64 bits: of a million there are two that are equal by chance in one of 10^7 stores.
+        occasion.extend(map(hash, zip(annotators, prompts, shown, created, strict=True)))
         seconds.extend([math.nan if time is None else time for time in times])
     rankings = collector.rankings()
     names = {name: Names(tuple(codes[name]), np.array(numbers[name], np.int64)) for name in codes}
     names["annotator"] = Names(collector.annotators, rankings.annotator)
-    return Said(rankings=rankings, seconds=np.array(seconds), **names)
+    send = _sends(np.array(occasion, np.int64), names["criterion"].number)
+    return Said(rankings=rankings, send=send, seconds=np.array(seconds), **names)
+
+
+def _sends(occasion: Ints, criterion: Ints) -> Ints:
+    """[J] Numbers of sends: judgements of one occasion, of which no two are by the same criterion. What is there
+    twice (in files whose moments are rough) was said twice."""
+    order = np.lexsort((criterion, occasion))
+    fresh = np.ones(len(order), bool)
+    fresh[1:] = (np.diff(occasion[order]) != 0) | (np.diff(criterion[order]) != 0)
+    place = np.arange(len(order))
+    again = np.empty_like(order)
+    again[order] = place - np.maximum.accumulate(np.where(fresh, place, 0))  # how often it was said before
+    return np.unique(np.column_stack([occasion, again]), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _page(column: Iterable[str]) -> Any:

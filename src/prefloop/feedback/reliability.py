@@ -169,8 +169,8 @@ class Problem:
     differences).
 
     Votes of the same annotator with the same answer about pairs of the same prior are one *case*, C of them; what a
-    pair was told is a row of counts of cases, and few rows are different: the *patterns*. So the cost of an evaluation
-    is a product of a sparse matrix [patterns, cases] with a table [cases, nodes].
+    pair was told is a row of counts of cases, and few rows are different: the *patterns*. So an evaluation costs
+    a product of a sparse matrix [patterns, cases] with a table [cases, nodes].
     """
 
     def __init__(self, votes: PairVotes, differences: Floats, external: bool) -> None:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -43,17 +42,19 @@ class Totals:
     """Judgements ever given, with those that were superseded or taken back."""
     judgements: int
     """Those that count today."""
+    sends: int
+    """The same, where judgements by several criteria that were sent together are one."""
     annotators: int
 
 
 @dataclass(frozen=True)
 class Day:
-    """How many judgements one annotator gave on one day (UTC)."""
+    """How often one annotator sent something on one day (UTC), be it by one criterion or by several."""
 
     date: str
     source: str
     annotator: str
-    judgements: int
+    sends: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class AnnotatorStatistics:
     """Share of votes that are ties."""
     skips: int | None
     seconds: float | None
-    """Median time for one judgement."""
+    """Median time for one send, by however many criteria."""
     words_per_minute: float | None
     """Median over judgements: words of the answers shown, by the time taken."""
     gold: Estimate | None
@@ -130,6 +131,7 @@ class Statistics:
     totals: Totals
     days: tuple[Day, ...]
     flags: Mapping[str, int]
+    """How many sends have each."""
     criteria: tuple[CriterionStatistics, ...]
 
     def to_json(self) -> str:
@@ -165,10 +167,11 @@ def statistics(
             counts.demonstrations,
             counts.judgements,
             len(said),
+            len(np.unique(said.send)),
             len(said.annotator.names),
         ),
         days=tuple(sorted(_days(said), key=lambda day: (day.date, day.source, day.annotator))),
-        flags=dict(sorted(_flags(said).items())),
+        flags=_flags(said),
         criteria=tuple(
             _of_criterion(name, said.by(number), answers, skips)
             for name, number in sorted(zip(said.criterion.names, count(), strict=False))
@@ -178,16 +181,19 @@ def statistics(
 
 def _days(said: Said) -> Iterable[Day]:
     columns = (said.day, said.source, said.annotator)
-    table, counts = np.unique(np.column_stack([c.number for c in columns]), axis=0, return_counts=True)
-    for row, n in zip(table, counts, strict=True):
+    one_each = np.unique(said.send, return_index=True)[1]
+    numbers = np.column_stack([column.number[one_each] for column in columns])
+    for row, n in zip(*np.unique(numbers, axis=0, return_counts=True), strict=True):
         date, source, annotator = (column.names[k] for column, k in zip(columns, row, strict=True))
         yield Day(date, source, annotator, int(n))
 
 
-def _flags(said: Said) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for text, n in zip(said.flags.names, np.bincount(said.flags.number), strict=True):
-        found.update(dict.fromkeys(json.loads(text), int(n)))
+def _flags(said: Said) -> dict[str, int]:
+    lists = [json.loads(text) for text in said.flags.names]
+    found = {}
+    for flag in sorted({flag for flags in lists for flag in flags}):
+        having = np.array([flag in flags for flags in lists])
+        found[flag] = len(np.unique(said.send[having[said.flags.number]]))
     return found
 
 

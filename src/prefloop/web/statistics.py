@@ -151,21 +151,23 @@ def bias_rows(one: CriterionStatistics) -> Iterable[tuple[str, str, str]]:
 
 
 def votes_over_time(days: Sequence[Day]) -> Figure | None:
-    """Judgements of each day as columns, by source."""
+    """What was sent on each day as columns, by source."""
     if not days:
         return None
     counts: Counter[tuple[str, str]] = Counter()
     for day in days:
-        counts[day.date, day.source] += day.judgements
+        counts[day.date, day.source] += day.sends
     last = date.fromisoformat(days[-1].date)
     first = max(date.fromisoformat(days[0].date), last - timedelta(days=MOST_DAYS - 1))
     dates = [(first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1)]
     sources = [name for name in SOURCES if any(counts[when, name] for when in dates)]
     svg = _columns(dates, sources, counts)
-    hidden = sum(day.judgements for day in days if day.date < dates[0])
-    earlier = f" {hidden} earlier judgements are not drawn." if hidden else ""
+    hidden = sum(day.sends for day in days if day.date < dates[0])
+    earlier = f" {hidden} earlier ones are not drawn." if hidden else ""
     keys = [Key(name, SOURCES[name], "block") for name in sources]
-    caption = f"Judgements that count, by the day they were given (UTC) and who gave them.{earlier}"
+    caption = (
+        f"What was sent and counts, by the day (UTC) and who sent it; several criteria at once are one.{earlier}"
+    )
     return Figure("Votes over time", Chart(svg, keys), caption)
 
 
@@ -193,7 +195,7 @@ def _columns(dates: Sequence[str], sources: Sequence[str], counts: Counter[tuple
         anchor = "start" if place == 0 else "end"
         x = left if place == 0 else width - 8
         body.append(el("text", dates[place], class_="tick", x=x, y=bottom + 18, text_anchor=anchor))
-    label = f"Columns, judgements a day: {sum(totals)} from {dates[0]} to {dates[-1]}, at most {max(totals)} on one."
+    label = f"Columns, sends a day: {sum(totals)} from {dates[0]} to {dates[-1]}, at most {max(totals)} on one."
     return drawing(width, height, label, body, [])
 
 
