@@ -191,7 +191,8 @@ def statistics_tables(figures: dict[str, Any], days: int = 14) -> Group:
     parts: list[Any] = [
         Text(
             f"{totals['judgements']:,} judgements{sends} by {totals['annotators']:,} annotators, "
-            f"{totals['prompts']:,} prompts, {totals['completions']:,} answers, {totals['demonstrations']:,} demonstrations."
+            f"{totals['prompts']:,} prompts, {totals['completions']:,} answers, "
+            f"{totals['demonstrations']:,} demonstrations."
         )
     ]
     if figures["flags"]:
@@ -229,6 +230,8 @@ def _criterion_parts(found: dict[str, Any]) -> list[Any]:
         reasons = [*one["suspicions"], *one["leanings"]]
         parts += [Text(printable(f"{one['name']}: {why}"), style="yellow") for why in reasons]
     parts += _bias_lines(found["bias"]) if found["bias"] else []
+    if found["arms"]:
+        parts.append(_arms_table(found["arms"]))
     if found["questions"]:
         parts.append(_questions_table(found["questions"]))
     parts += [Text(f"{advice[0].upper()}{advice[1:]}.", style="cyan") for advice in found["advice"]]
@@ -292,6 +295,18 @@ def _bias_lines(found: dict[str, Any]) -> list[Text]:
     return [Text("Bias: of two answers equal otherwise,")] + [Text(f"  {line}") for line in lines]
 
 
+def _arms_table(found: dict[str, Any]) -> Table:
+    table = _plain_table("Chosen by priority, and the control group")
+    table.add_column("")
+    for heading in ("votes", "ties (95 %)", "two say the same"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, arm in (("by priority", found["priority"]), ("control, by lot", found["control"])):
+        table.add_row(name, f"{arm['votes']:,}", *(_share(arm[key]) if arm[key] else "" for key in ("ties", "raw")))
+    table.add_row("difference", "", *(_points(found[key]) if found[key] else "" for key in ("ties", "raw")))
+    table.show_header = True
+    return table
+
+
 def _questions_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = _plain_table("Which is better?")
     table.add_column("", overflow="fold")
@@ -325,6 +340,10 @@ def _plain_table(title: str) -> Table:
 
 def _share(estimate: dict[str, Any]) -> str:
     return f"{estimate['value']:.0%} ({100 * estimate['low']:.0f}–{100 * estimate['high']:.0f})"
+
+
+def _points(estimate: dict[str, Any]) -> str:
+    return "{:+.0f} ({:+.0f} to {:+.0f})".format(*(100 * estimate[key] for key in ("value", "low", "high")))
 
 
 def _interval(estimate: dict[str, Any], how: str) -> str:

@@ -81,7 +81,7 @@ def test_the_votes_of_one_criterion_are_those_of_its_judgements_alone(store: Sto
     judgements, completions = fill(store, seed), list(store.completions())
     gold = {one.id: one.ranks[::-1] for one in judgements[::3]}
     answers = Answers.read(store)
-    said = read(store, answers, None, gold)
+    said = read(store, answers, None, gold, {})
     assert len(said) == len(judgements)
     for number, name in enumerate(said.criterion.names):
         there = [one for one in judgements if one.criterion == name]
@@ -97,6 +97,6 @@ def test_gold_that_does_not_fit_and_an_answer_that_is_missing_are_named(store: S
     judgements = fill(store, 0)
     wrong = judgements[3]
     with pytest.raises(ValueError, match=rf"judgement '{wrong.id}' shows {len(wrong.shown)} answers and has 9 gold"):
-        read(store, Answers.read(store), None, {wrong.id: (1,) * 9})
+        read(store, Answers.read(store), None, {wrong.id: (1,) * 9}, {})
     with pytest.raises(ValueError, match=rf"judgement '{judgements[0].id}' shows completion .* missing"):
-        read(store, Answers(), None, {})
+        read(store, Answers(), None, {}, {})

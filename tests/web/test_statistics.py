@@ -135,7 +135,7 @@ def test_every_effect_is_said_in_words(value: float, words: str) -> None:
     features = {**dict.fromkeys(FEATURES, unclear), "length": effect}
     bias = Bias(unclear, features, None, {}, {}, {}, None)
     one = CriterionStatistics(
-        *("overall", 9, 0, 9, 9, 0, 9, None, Agreement(0, *[None] * 6), (), None, bias, (), (), ())
+        *("overall", 9, 0, 9, 9, 0, 9, None, Agreement(0, *[None] * 6), (), None, bias, None, (), (), ())
     )
     told = {name: said for name, _, said in statistics.bias_rows(one)}
     assert told.keys() == {"position", *FEATURES}

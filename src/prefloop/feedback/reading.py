@@ -91,6 +91,8 @@ class Said:
     """ISO dates, UTC."""
     flags: Names
     """JSON lists."""
+    arm: Names
+    """``control``, ``priority`` or nothing."""
     send: Ints
     """[J] Numbers of sends, which are judgements by one annotator of the same answers in the same order at the same
     moment, each by another criterion. Imported and simulated judgements have no task to be known by."""
@@ -105,7 +107,7 @@ class Said:
         if len(self.criterion.names) == 1:
             return self
         chosen = self.criterion.number == criterion
-        columns = ("annotator", "source", "criterion", "day", "flags")
+        columns = ("annotator", "source", "criterion", "day", "flags", "arm")
         names: dict[str, Names] = {name: getattr(self, name).rows(chosen) for name in columns}
         rankings = self.rankings.rows(chosen, names["annotator"].number)
         return Said(rankings=rankings, send=self.send[chosen], seconds=self.seconds[chosen], **names)
@@ -129,15 +131,22 @@ class Said:
         return found
 
 
-def read(store: Store, answers: Answers, criterion: str | None, gold: Mapping[str, Sequence[int]]) -> Said:
+def read(
+    store: Store,
+    answers: Answers,
+    criterion: str | None,
+    gold: Mapping[str, Sequence[int]],
+    arms: Mapping[str, str],
+) -> Said:
     """The judgements of a store.
 
     Args:
         criterion: only this one.
         gold: judgement id → the right ranks of what it shows.
+        arms: judgement id → the part of its batch that it belongs to.
     """
     collector = PairCollector(answers.numbered)
-    codes = {name: Codes() for name in ("source", "criterion", "day", "flags")}
+    codes = {name: Codes() for name in ("source", "criterion", "day", "flags", "arm")}
     numbers = {name: array("q") for name in codes}
     seconds, occasion = array("d"), array("q")
     flags_of = cache(json.loads)  # many rows, few different ones
@@ -145,6 +154,7 @@ def read(store: Store, answers: Answers, criterion: str | None, gold: Mapping[st
         _, ids, prompts, annotators, sources, shown, ranks, criteria, flags, times, created = zip(*page, strict=True)
         collector.add(ids, prompts, annotators, _page(shown), _page(ranks), list(map(flags_of, flags)), gold)
         texts = {"source": sources, "criterion": criteria, "day": [when[:10] for when in created], "flags": flags}
+        texts["arm"] = [arms.get(id, "") for id in ids]
         for name, column in texts.items():
             numbers[name].extend(map(codes[name].__getitem__, column))
         # 64 bits: of a million there are two that are equal by chance in one of 10^7 stores.

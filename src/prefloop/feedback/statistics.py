@@ -14,6 +14,7 @@ from itertools import count
 import numpy as np
 
 from .agreement import Agreement, agreement, following
+from .arms import Arms, compare_arms
 from .bias import Bias, bias, leanings
 from .clickers import coin_evidence, coin_suspicions, gold_suspicion, side_suspicion, speed_suspicion
 from .intervals import Estimate, clustered_wilson, effective_number, wilson
@@ -117,6 +118,8 @@ class CriterionStatistics:
     spread: float | None
     """σ of Crowd-BT: how far apart two answers are, in logits."""
     bias: Bias | None
+    arms: Arms | None
+    """The control group and what was chosen by priority; None where there are not both."""
     questions: tuple[Question, ...]
     advice: tuple[str, ...]
     """What is missing before more can be said, in words."""
@@ -144,6 +147,7 @@ def statistics(
     criterion: str | None = None,
     gold: Mapping[str, Sequence[int]] | None = None,
     skips: Mapping[str, int] | None = None,
+    arms: Mapping[str, str] | None = None,
 ) -> Statistics:
     """Count and estimate everything.
 
@@ -151,12 +155,13 @@ def statistics(
         criterion: only this one.
         gold: judgement id → the right ranks of what it shows, for judgements about gold items.
         skips: annotator → how many items they passed over.
+        arms: judgement id → ``control`` or ``priority`` (`assignment.Queue.arms`).
 
     Raises:
         ValueError: no judgements by this criterion.
     """
     answers = Answers.read(store)
-    said = read(store, answers, criterion, gold or {})
+    said = read(store, answers, criterion, gold or {}, arms or {})
     if criterion is not None and not len(said):
         raise ValueError(f"the store has no judgements by the criterion {criterion!r}; leave it out to see all")
     counts = store.counts()
@@ -219,6 +224,7 @@ def _of_criterion(name: str, said: Said, answers: Answers, skips: Mapping[str, i
         annotators=_annotators(said, answers, votes, found, leanings(moved) if moved else {}, skips),
         spread=found.spread if found and any(eta["n"] for eta in found.eta) else None,
         bias=moved,
+        arms=compare_arms(votes, said.arm),
         questions=_questions(votes, answers),
         advice=tuple(_advice(votes, agreed)),
         sampled=tuple(

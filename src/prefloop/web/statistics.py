@@ -50,7 +50,9 @@ class CachedStatistics:
             skips = self._queue.skips()
             now = self._store.newest_judgement(), sorted(skips.items())
             if self._found is None or self._of != now:
-                self._found = statistics(self._store, gold=self._queue.gold_ranks(), skips=skips)
+                self._found = statistics(
+                    self._store, gold=self._queue.gold_ranks(), skips=skips, arms=self._queue.arms()
+                )
                 self._of = now
             return self._found
 
@@ -79,6 +81,7 @@ def described(found: Statistics) -> dict[str, Any]:
         "percent": percent,
         "number": number,
         "estimate": estimate,
+        "points": points,
         "plain": plain,
     }
 
@@ -96,6 +99,13 @@ def estimate(value: Estimate | None, share: bool = True) -> str:
     if share:
         return f"{percent(interval.value)} ({interval_text(interval)})"
     return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+
+
+def points(value: Estimate | None) -> str:
+    """A difference of shares with its interval, in percentage points."""
+    if value is None:
+        return "–"
+    return "{:+.1f} ({:+.1f} to {:+.1f}) points".format(*(100 * value[key] for key in ("value", "low", "high")))
 
 
 def charts(one: CriterionStatistics) -> Iterable[Figure]:
