@@ -232,8 +232,10 @@ def _criterion_parts(found: dict[str, Any]) -> list[Any]:
     parts += _bias_lines(found["bias"]) if found["bias"] else []
     if found["arms"]:
         parts.append(_arms_table(found["arms"]))
+    parts += [_origins_table(field) for field in found["origins"]]
     if found["questions"]:
-        parts.append(_questions_table(found["questions"]))
+        short = {each["name"]: each["short"] for field in found["origins"] for each in field}
+        parts.append(_questions_table(found["questions"], short))
     parts += [Text(f"{advice[0].upper()}{advice[1:]}.", style="cyan") for advice in found["advice"]]
     parts += [Text(f"Estimated from a part: {what}.", style="dim") for what in found["sampled"]]
     return parts
@@ -307,7 +309,19 @@ def _arms_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _questions_table(rows: Sequence[dict[str, Any]]) -> Table:
+def _origins_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = _plain_table("Whose answers win?")
+    table.add_column("", overflow="fold")
+    for heading in ("won (95 %)", "score (95 %)", "votes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        score = _interval(row["score"], "+.2f")
+        table.add_row(Text(printable(row["short"])), _share(row["win_rate"]), score, f"{row['win_rate']['n']:,}")
+    table.show_header = True
+    return table
+
+
+def _questions_table(rows: Sequence[dict[str, Any]], short: dict[str, str]) -> Table:
     table = _plain_table("Which is better?")
     table.add_column("", overflow="fold")
     table.add_column("over", overflow="fold")
@@ -317,8 +331,8 @@ def _questions_table(rows: Sequence[dict[str, Any]]) -> Table:
         rate, needed = row["win_rate"], row["needed"]
         missing = "none: answered" if needed["answered"] else "no end" if needed["more"] is None else ""
         table.add_row(
-            Text(printable(row["one"])),
-            Text(printable(row["other"])),
+            Text(printable(short.get(row["one"], row["one"]))),
+            Text(printable(short.get(row["other"], row["other"]))),
             f"{rate['value']:.1%} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})",
             f"{rate['n']:,}",
             missing or f"{needed['more']:,}",

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.web.world import World
+from tests.web.world import World, judgement
 
 from prefloop.feedback import statistics as of_store
 from prefloop.feedback.agreement import Agreement
 from prefloop.feedback.bias import Bias
 from prefloop.feedback.features import FEATURES
 from prefloop.feedback.intervals import Estimate
-from prefloop.feedback.records import Judgement
+from prefloop.feedback.records import Completion, Judgement, Prompt
 from prefloop.feedback.statistics import CriterionStatistics, Day
+from prefloop.feedback.tasks import Item
 from prefloop.web import statistics
 
 NAMES = ("ana", "bo", "<script>alert(1)</script>", "mirror\u202eed")
@@ -90,6 +91,38 @@ def test_names_are_text(world: World) -> None:
     assert " style=" not in html, "the page's policy would refuse it"
 
 
+def test_the_arms_and_whose_answers_win(world: World) -> None:
+    """Policies by short names; hostile ones stay text; people who judge see none of it."""
+    digest = "0123456789abcdef" * 2
+    policies = f"runs/<b>old</b>/sft@{digest}", f"runs/new\u202e/ppo@{digest}"
+    prompts = [Prompt.of(f"chosen {k}") for k in range(20)]
+    pairs = [[Completion(prompt_id=p.id, text=f"by {o[5:8]}", origin=o) for o in policies] for p in prompts]
+    world.store.add([*prompts, *(one for pair in pairs for one in pair)])
+    world.queue.close_batch("batch")
+    world.queue.open_batch("arms", control_share=0.5)
+    world.queue.add_items("arms", [Item(pair[0].prompt_id, (pair[0].id, pair[1].id)) for pair in pairs])
+    ana = world.browser("ana")
+    while (answer := ana.post("/api/tasks/next").json())["task"] is not None:
+        task = answer["task"]
+        assert "sft" not in str(answer)
+        ranks = [1 if "new" in one["text"] else 2 for one in task["answers"]]
+        assert ana.post(f"/api/tasks/{task['id']}/judgement", json=judgement(task, ranks)).status_code == 200
+    found = asked(world)
+    (overall,) = found["figures"]["criteria"]
+    ((first, second),) = overall["origins"]
+    assert (first["name"], first["short"], first["win_rate"]["value"]) == (policies[1], "new\u202e/ppo@01234567", 1.0)
+    assert second["score"]["value"] == -first["score"]["value"] < 0
+    assert overall["arms"]["control"]["votes"] + overall["arms"]["priority"]["votes"] == 20
+    for text in (
+        "chosen by priority",
+        "Whose answers win?",
+        "&lt;b&gt;old&lt;/b&gt;/sft@01234567",
+        "new\\u202e/ppo@",
+    ):
+        assert text in found["html"]
+    assert not any(text in found["html"] for text in ("\u202e", "<b>old"))
+
+
 def test_before_anybody_has_judged(world: World) -> None:
     found = asked(world)
     assert found["figures"]["criteria"] == []
@@ -135,7 +168,7 @@ def test_every_effect_is_said_in_words(value: float, words: str) -> None:
     features = {**dict.fromkeys(FEATURES, unclear), "length": effect}
     bias = Bias(unclear, features, None, {}, {}, {}, None)
     one = CriterionStatistics(
-        *("overall", 9, 0, 9, 9, 0, 9, None, Agreement(0, *[None] * 6), (), None, bias, None, (), (), ())
+        *("overall", 9, 0, 9, 9, 0, 9, None, Agreement(0, *[None] * 6), (), None, bias, None, (), (), (), ())
     )
     told = {name: said for name, _, said in statistics.bias_rows(one)}
     assert told.keys() == {"position", *FEATURES}

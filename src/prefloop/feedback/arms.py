@@ -1,7 +1,7 @@
 """What was chosen by priority beside the control group.
 
 A share of a batch's items is drawn by lot, whatever their priority (`prefloop.feedback.assignment`): they are what
-all pairs are like, while the others are those that seemed to teach most. Pairs that are chosen because a reward model is
+all pairs are like, while the others are those that seemed to teach most. Pairs chosen because a reward model is
 unsure of them should be closer for people too: more ties, less agreement. Where the arms do not differ, priority
 chooses no better than chance; and a figure that describes *all* pairs is the control group's.
 """
@@ -32,8 +32,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Arms:
-    """Both, and by how much they differ: priority less control. The intervals take the arms for independent, though the
-    same prompt may be in both."""
+    """Both, and by how much they differ: priority less control. The intervals take the arms for independent, though
+    the same prompt may be in both."""
 
     control: Arm
     priority: Arm

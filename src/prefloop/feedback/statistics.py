@@ -18,6 +18,7 @@ from .arms import Arms, compare_arms
 from .bias import Bias, bias, leanings
 from .clickers import coin_evidence, coin_suspicions, gold_suspicion, side_suspicion, speed_suspicion
 from .intervals import Estimate, clustered_wilson, effective_number, wilson
+from .origins import Origin, compare_origins
 from .pairs import Floats, Ints, PairVotes
 from .reading import Answers, Said, read
 from .reliability import Reliability, crowd_bt
@@ -120,6 +121,8 @@ class CriterionStatistics:
     bias: Bias | None
     arms: Arms | None
     """The control group and what was chosen by priority; None where there are not both."""
+    origins: tuple[tuple[Origin, ...], ...]
+    """What wrote the answers, by how they do against each other: one table for those that can be compared."""
     questions: tuple[Question, ...]
     advice: tuple[str, ...]
     """What is missing before more can be said, in words."""
@@ -225,6 +228,7 @@ def _of_criterion(name: str, said: Said, answers: Answers, skips: Mapping[str, i
         spread=found.spread if found and any(eta["n"] for eta in found.eta) else None,
         bias=moved,
         arms=compare_arms(votes, said.arm),
+        origins=compare_origins(votes, answers.origin, answers.origins),
         questions=_questions(votes, answers),
         advice=tuple(_advice(votes, agreed)),
         sampled=tuple(

@@ -82,6 +82,7 @@ def described(found: Statistics) -> dict[str, Any]:
         "number": number,
         "estimate": estimate,
         "points": points,
+        "short": {each.name: each.short for one in found.criteria for field in one.origins for each in field},
         "plain": plain,
     }
 
