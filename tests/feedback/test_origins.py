@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, stdtrit
 from tests.feedback.simulation import make_votes
 
 from prefloop.feedback.origins import compare_origins, short_names
 from prefloop.feedback.pairs import Floats, Ints, PairVotes
+from prefloop.feedback.scores import PRIOR_SD
 
 STRENGTH = np.array([1.0, 0.4, -0.2, -1.2])
 
@@ -49,6 +50,18 @@ def test_votes_of_a_prompt_are_not_independent() -> None:
         assert sum(one.score["value"] for one in field) == pytest.approx(0, abs=1e-6)
         assert sum(one.win_rate["n"] for one in field) == 2 * len(votes)
     assert np.mean(inside) >= 0.9
+
+
+def test_who_always_wins_is_known_no_better_than_by_independent_votes() -> None:
+    """By hand: s of one is x, of the other −x, and p = σ(2x); the curvature along (1, −1)/√2 is 2np(1−p) + 1/τ²."""
+    rows = [(k, 0, 2 * k, 2 * k + 1, 1.0) for k in range(8)]
+    ((best, worst),) = compare_origins(make_votes(rows, 1), np.tile([0, 1], 8), ("a", "b"))
+    x = best.score["value"]
+    p = expit(2 * x)
+    assert x / PRIOR_SD**2 == pytest.approx(8 * (1 - p)), "the mode"
+    error = np.sqrt(0.5 / (16 * p * (1 - p) + PRIOR_SD**-2))
+    assert best.score["high"] - x == pytest.approx(stdtrit(7, 0.975) * error)
+    assert worst.score["value"] == pytest.approx(-x)
 
 
 def test_who_met_only_weak_ones_is_not_the_best() -> None:

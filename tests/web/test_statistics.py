@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,8 +19,10 @@ from prefloop.feedback.features import FEATURES
 from prefloop.feedback.intervals import Estimate
 from prefloop.feedback.records import Completion, Judgement, Prompt
 from prefloop.feedback.statistics import CriterionStatistics, Day
+from prefloop.feedback.store import Store
 from prefloop.feedback.tasks import Item
 from prefloop.web import statistics
+from prefloop.web.pages import page
 
 NAMES = ("ana", "bo", "<script>alert(1)</script>", "mirror\u202eed")
 
@@ -129,22 +133,94 @@ def test_before_anybody_has_judged(world: World) -> None:
     assert "Nobody has judged anything yet." in found["html"]
 
 
-def test_counted_again_only_when_something_was_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+class Counting:
+    """Counts, each time in ten seconds by its own clock; and waits for ``go`` in between."""
 
-    def counted(*arguments: Any, **named: Any) -> of_store.Statistics:
-        calls.append(arguments)
-        return of_store.statistics(*arguments, **named)
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.time, self.calls, self.at_once = 0.0, 0, 0
+        self.started, self.go = Event(), Event()
+        self.go.set()
+        self.cached = statistics.CachedStatistics(world.store, world.queue, lambda: self.time)
+        monkeypatch.setattr(statistics, "statistics", self.statistics)
 
-    monkeypatch.setattr(statistics, "statistics", counted)
-    judge_all(world)
-    assert asked(world) == asked(world)
-    assert len(calls) == 1
+    def statistics(self, store: Store, **named: Any) -> of_store.Statistics:
+        self.calls += 1
+        self.at_once += 1
+        assert self.at_once == 1, "one thread at a time"
+        self.started.set()
+        assert self.go.wait(20)
+        self.time += 10
+        found = of_store.statistics(store, **named)
+        self.at_once -= 1
+        return found
+
+    def judgements(self) -> int:
+        return self.cached.get().found.totals.judgements
+
+
+def skip_one(world: World) -> None:
     task = world.queue.next("zoe")
     assert task is not None
     world.queue.skip("zoe", task.id)
-    asked(world)
-    assert len(calls) == 2
+
+
+def test_counted_again_only_when_something_was_said_and_not_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(world, monkeypatch)
+    assert counting.judgements() == 0
+    judge_all(world)
+    counting.time = 10 + 49
+    assert (counting.judgements(), counting.calls) == (0, 1), "younger than five times what it cost"
+    counting.time = 10 + 50
+    assert (counting.judgements(), counting.calls) == (120, 2)
+    counting.time += 1000
+    assert (counting.judgements(), counting.calls) == (120, 2), "nothing was said"
+    skip_one(world)
+    assert (counting.judgements(), counting.calls) == (120, 3)
+
+
+def test_one_thread_counts_and_others_get_what_is_kept_or_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_all(world)
+    counting = Counting(world, monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        counting.go.clear()
+        waiting = [pool.submit(counting.judgements) for _ in range(4)]
+        assert counting.started.wait(20)
+        assert not any(one.done() for one in waiting)
+        counting.go.set()
+        assert [one.result(20) for one in waiting] == [120] * 4
+        assert counting.calls == 1
+        skip_one(world)
+        counting.time += 1000
+        counting.go.clear()
+        counting.started.clear()
+        slow = pool.submit(counting.cached.get)
+        assert counting.started.wait(20)
+        try:
+            kept = pool.submit(counting.cached.get).result(5)
+        finally:
+            counting.go.set()
+        assert slow.result(20).at > kept.at
+    assert counting.calls == 2
+
+
+def test_what_fails_is_counted_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting(world, monkeypatch)
+    with monkeypatch.context() as broken:
+        broken.setattr(world.queue, "gold_ranks", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            counting.cached.get()
+    assert counting.judgements() == 0
+
+
+def test_the_page_says_when_it_was_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(world)
+    at = datetime.fromisoformat(found["figures"]["counted"]["at"])
+    assert abs((datetime.now(UTC) - at).total_seconds()) < 60
+    assert f'As of <time datetime="{at.isoformat()}">{at:%Y-%m-%d %H:%M:%S} UTC</time>.' in found["html"]
+    counted = Counting(world, monkeypatch).cached.get()
+    assert "UTC</time>, counted in 10 seconds." in page("statistics.html", **statistics.described(counted))
 
 
 def test_votes_over_time_have_a_column_for_every_day(world: World) -> None:

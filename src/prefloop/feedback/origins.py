@@ -115,7 +115,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     for parts, digits in ((2, 8), (2, 16), (4, 16)):
         tried = {name: _shortened(name, parts, digits) for name in sorted(all_names - found.keys())}
         often = Counter([*tried.values(), *found.values()])
-        fit = {name: short for name, short in tried.items() if often[short] == 1 and short not in all_names - {name}}
+        fit = {name: short for name, short in tried.items() if often[short] == 1}
         found |= fit
     return found | {name: name for name in all_names - found.keys()}
 
