@@ -170,13 +170,16 @@ def read(
 def _sends(occasion: Ints, criterion: Ints) -> Ints:
     """[J] Numbers of sends: judgements of one occasion, of which no two are by the same criterion. What is there
     twice (in files whose moments are rough) was said twice."""
+    if not criterion.any():
+        return np.arange(len(criterion))
     order = np.lexsort((criterion, occasion))
     fresh = np.ones(len(order), bool)
     fresh[1:] = (np.diff(occasion[order]) != 0) | (np.diff(criterion[order]) != 0)
     place = np.arange(len(order))
     again = np.empty_like(order)
     again[order] = place - np.maximum.accumulate(np.where(fresh, place, 0))  # how often it was said before
-    return np.unique(np.column_stack([occasion, again]), axis=0, return_inverse=True)[1].reshape(-1)
+    number = np.unique(occasion, return_inverse=True)[1]
+    return np.unique(number * (again.max() + 1) + again, return_inverse=True)[1]
 
 
 def _page(column: Iterable[str]) -> Any:

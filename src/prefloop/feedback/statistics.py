@@ -190,8 +190,11 @@ def statistics(
 def _days(said: Said) -> Iterable[Day]:
     columns = (said.day, said.source, said.annotator)
     one_each = np.unique(said.send, return_index=True)[1]
-    numbers = np.column_stack([column.number[one_each] for column in columns])
-    for row, n in zip(*np.unique(numbers, axis=0, return_counts=True), strict=True):
+    sizes = [max(1, len(column.names)) for column in columns]
+    keys, counts = np.unique(
+        np.ravel_multi_index([column.number[one_each] for column in columns], sizes), return_counts=True
+    )
+    for row, n in zip(zip(*np.unravel_index(keys, sizes), strict=True), counts, strict=True):
         date, source, annotator = (column.names[k] for column, k in zip(columns, row, strict=True))
         yield Day(date, source, annotator, int(n))
 
