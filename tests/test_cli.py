@@ -509,7 +509,7 @@ def test_stats_tells_what_the_judgements_are_worth(
     monkeypatch.chdir(finished)
     monkeypatch.setattr(cli, "console", Console(width=80))
     shown = ok(call("stats"))
-    for part in ("judgements by 6 annotators", "Judgements by day", "sim-careful", "η: 0", "Bias:", "weight", "█"):
+    for part in ("judgements by 6 annotators", "Sent by day", "sim-careful", "η: 0", "Bias:", "weight", "█"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 80
     figures = json.loads(ok(call("stats", "--json")))
@@ -530,7 +530,7 @@ def test_stats_of_an_empty_store_and_of_none(call: Call) -> None:
 
 def test_a_hostile_name_does_not_steer_the_terminal(call: Call) -> None:
     prompt = Prompt.of("p")
-    a, b = (Completion(prompt_id=prompt.id, text=text, origin="o\x1b[2J") for text in "ab")
+    a, b = (Completion(prompt_id=prompt.id, text=text, origin=f"[o]{text}\x1b[2J") for text in "ab")
     said = Judgement(
         id="1",
         prompt_id=prompt.id,
@@ -546,6 +546,8 @@ def test_a_hostile_name_does_not_steer_the_terminal(call: Call) -> None:
     shown = ok(call("stats"))
     assert "\x1b" not in shown
     assert "[red]eve" in shown
+    assert "Whose answers win?" in shown
+    assert "[o]a" in shown
 
 
 # In and out

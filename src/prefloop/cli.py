@@ -317,7 +317,9 @@ def stats(
 
     with Store.of_project(Path.cwd(), create=False) as store:
         queue = Queue(store)
-        found = statistics(store, criterion, gold=queue.gold_ranks(), skips=queue.skips()).to_json()
+        found = statistics(
+            store, criterion, gold=queue.gold_ranks(), skips=queue.skips(), arms=queue.arms()
+        ).to_json()
     if as_json:
         console.print(Text(found), soft_wrap=True)
     else:

@@ -194,10 +194,12 @@ def _change(figures: dict[str, Any], name: str, how: str) -> str:
 def statistics_tables(figures: dict[str, Any], days: int = 14) -> Group:
     """What `prefloop.feedback.statistics.Statistics.to_json` says, for a terminal of 80 columns."""
     totals = figures["totals"]
+    sends = f" in {totals['sends']:,} sends" if totals["sends"] < totals["judgements"] else ""
     parts: list[Any] = [
         Text(
-            f"{totals['judgements']:,} judgements by {totals['annotators']:,} annotators, {totals['prompts']:,} "
-            f"prompts, {totals['completions']:,} answers, {totals['demonstrations']:,} demonstrations."
+            f"{totals['judgements']:,} judgements{sends} by {totals['annotators']:,} annotators, "
+            f"{totals['prompts']:,} prompts, {totals['completions']:,} answers, "
+            f"{totals['demonstrations']:,} demonstrations."
         )
     ]
     if figures["flags"]:
@@ -213,8 +215,8 @@ def statistics_tables(figures: dict[str, Any], days: int = 14) -> Group:
 def _days_table(rows: Sequence[dict[str, Any]], days: int) -> Table:
     counts: dict[str, int] = {}
     for row in rows:
-        counts[row["date"]] = counts.get(row["date"], 0) + row["judgements"]
-    table = _plain_table("Judgements by day (UTC)" + (f", the last {days}" if len(counts) > days else ""))
+        counts[row["date"]] = counts.get(row["date"], 0) + row["sends"]
+    table = _plain_table("Sent by day (UTC)" + (f", the last {days}" if len(counts) > days else ""))
     most = max(counts.values())
     for date in sorted(counts)[-days:]:
         table.add_row(date, f"{counts[date]:>9,}", _bar(counts[date] / most, 40))
@@ -235,8 +237,12 @@ def _criterion_parts(found: dict[str, Any]) -> list[Any]:
         reasons = [*one["suspicions"], *one["leanings"]]
         parts += [Text(printable(f"{one['name']}: {why}"), style="yellow") for why in reasons]
     parts += _bias_lines(found["bias"]) if found["bias"] else []
+    if found["arms"]:
+        parts.append(_arms_table(found["arms"]))
+    parts += [_origins_table(field) for field in found["origins"]]
     if found["questions"]:
-        parts.append(_questions_table(found["questions"]))
+        short = {each["name"]: each["short"] for field in found["origins"] for each in field}
+        parts.append(_questions_table(found["questions"], short))
     parts += [Text(f"{advice[0].upper()}{advice[1:]}.", style="cyan") for advice in found["advice"]]
     parts += [Text(f"Estimated from a part: {what}.", style="dim") for what in found["sampled"]]
     return parts
@@ -298,7 +304,31 @@ def _bias_lines(found: dict[str, Any]) -> list[Text]:
     return [Text("Bias: of two answers equal otherwise,")] + [Text(f"  {line}") for line in lines]
 
 
-def _questions_table(rows: Sequence[dict[str, Any]]) -> Table:
+def _arms_table(found: dict[str, Any]) -> Table:
+    table = _plain_table("Chosen by priority, and the control group")
+    table.add_column("")
+    for heading in ("votes", "ties (95 %)", "two say the same"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, arm in (("by priority", found["priority"]), ("control, by lot", found["control"])):
+        table.add_row(name, f"{arm['votes']:,}", *(_share(arm[key]) if arm[key] else "" for key in ("ties", "raw")))
+    table.add_row("difference", "", *(_points(found[key]) if found[key] else "" for key in ("ties", "raw")))
+    table.show_header = True
+    return table
+
+
+def _origins_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = _plain_table("Whose answers win?")
+    table.add_column("", overflow="fold")
+    for heading in ("won (95 %)", "score (95 %)", "votes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        score = _interval(row["score"], "+.2f")
+        table.add_row(Text(printable(row["short"])), _share(row["win_rate"]), score, f"{row['win_rate']['n']:,}")
+    table.show_header = True
+    return table
+
+
+def _questions_table(rows: Sequence[dict[str, Any]], short: dict[str, str]) -> Table:
     table = _plain_table("Which is better?")
     table.add_column("", overflow="fold")
     table.add_column("over", overflow="fold")
@@ -308,8 +338,8 @@ def _questions_table(rows: Sequence[dict[str, Any]]) -> Table:
         rate, needed = row["win_rate"], row["needed"]
         missing = "none: answered" if needed["answered"] else "no end" if needed["more"] is None else ""
         table.add_row(
-            Text(printable(row["one"])),
-            Text(printable(row["other"])),
+            Text(printable(short.get(row["one"], row["one"]))),
+            Text(printable(short.get(row["other"], row["other"]))),
             f"{rate['value']:.1%} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})",
             f"{rate['n']:,}",
             missing or f"{needed['more']:,}",
@@ -331,6 +361,10 @@ def _plain_table(title: str) -> Table:
 
 def _share(estimate: dict[str, Any]) -> str:
     return f"{estimate['value']:.0%} ({100 * estimate['low']:.0f}–{100 * estimate['high']:.0f})"
+
+
+def _points(estimate: dict[str, Any]) -> str:
+    return "{:+.0f} ({:+.0f} to {:+.0f})".format(*(100 * estimate[key] for key in ("value", "low", "high")))
 
 
 def _interval(estimate: dict[str, Any], how: str) -> str:

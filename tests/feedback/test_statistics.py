@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.feedback.queues import fill as fill_queue
+from tests.feedback.queues import given, send
 
+from prefloop.feedback.assignment import Queue
 from prefloop.feedback.pairs import pair_votes
 from prefloop.feedback.records import CANNOT_JUDGE, Completion, Judgement, Prompt
 from prefloop.feedback.reliability import annotator_weights
@@ -136,8 +139,9 @@ def test_everything_is_counted_as_by_hand(store: Store) -> None:
         2,
     )
     assert found.flags == {CANNOT_JUDGE: 1, "unsafe": 2}
-    days = [(day.date, day.annotator, day.judgements) for day in found.days]
-    assert days == [("2026-01-01", "ann", 4), ("2026-01-01", "bo", 1), ("2026-01-02", "bo", 1)]
+    days = [(day.date, day.annotator, day.sends) for day in found.days]
+    # "1" and "7" were said of the same answers in the same moment, by two criteria.
+    assert days == [("2026-01-01", "ann", 3), ("2026-01-01", "bo", 1), ("2026-01-02", "bo", 1)]
     overall, tone = found.criteria
     assert (overall.name, tone.name, tone.judgements) == ("overall", "tone", 1)
     assert (overall.judgements, overall.cannot_judge, overall.votes, overall.pairs, overall.shared) == (5, 1, 4, 2, 2)
@@ -157,6 +161,26 @@ def test_everything_is_counted_as_by_hand(store: Store) -> None:
     assert overall.agreement.raw is not None
     assert overall.agreement.raw["value"] == 0.5
     assert any("2 pairs were judged by two" in text for text in overall.advice)
+
+
+def test_a_send_by_two_criteria_counts_once(store: Store) -> None:
+    items = fill_queue(store, 3)
+    queue = Queue(store)
+    queue.open_batch("batch", criteria=("overall", "tone"))
+    queue.add_items("batch", items)
+    for number in range(2):
+        send(queue, "ana", given(queue, "ana"), flags=("unsafe", "nonsense")[: 1 + number])
+    prompt, a, b = pair(9)  # without a task; twice the same in one moment, by one criterion
+    store.add([prompt, a, b, *(say(id, (a, b), (1, 2), flags=("unsafe",)) for id in ("1", "2"))])
+    store.add([say("3", (a, b), (1, 2), criterion="tone"), say("4", (b, a), (1, 2), criterion="tone")])
+    found = statistics(store)
+    assert (found.totals.judgements, found.totals.sends) == (8, 5)
+    assert found.flags == {"nonsense": 1, "unsafe": 4}
+    assert sorted((day.annotator, day.sends) for day in found.days) == [("ana", 2), ("ann", 3)]
+    assert [one.judgements for one in found.criteria] == [4, 4]
+    assert [one.annotators[0].seconds for one in found.criteria] == [2.0, 2.0]
+    tone = statistics(store, "tone")
+    assert (tone.totals.sends, tone.flags) == (4, {"nonsense": 1, "unsafe": 2})
 
 
 def test_the_figures_are_json(store: Store) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
-from tests.web.world import World
+from tests.web.world import World, judgement
 
 from prefloop.feedback import statistics as of_store
 from prefloop.feedback.agreement import Agreement
 from prefloop.feedback.bias import Bias
 from prefloop.feedback.features import FEATURES
 from prefloop.feedback.intervals import Estimate
-from prefloop.feedback.records import Judgement
+from prefloop.feedback.records import Completion, Judgement, Prompt
 from prefloop.feedback.statistics import CriterionStatistics, Day
+from prefloop.feedback.store import Store
+from prefloop.feedback.tasks import Item
 from prefloop.web import statistics
+from prefloop.web.pages import page
 
 NAMES = ("ana", "bo", "<script>alert(1)</script>", "mirror\u202eed")
 
@@ -90,28 +95,132 @@ def test_names_are_text(world: World) -> None:
     assert " style=" not in html, "the page's policy would refuse it"
 
 
+def test_the_arms_and_whose_answers_win(world: World) -> None:
+    """Policies by short names; hostile ones stay text; people who judge see none of it."""
+    digest = "0123456789abcdef" * 2
+    policies = f"runs/<b>old</b>/sft@{digest}", f"runs/new\u202e/ppo@{digest}"
+    prompts = [Prompt.of(f"chosen {k}") for k in range(20)]
+    pairs = [[Completion(prompt_id=p.id, text=f"by {o[5:8]}", origin=o) for o in policies] for p in prompts]
+    world.store.add([*prompts, *(one for pair in pairs for one in pair)])
+    world.queue.close_batch("batch")
+    world.queue.open_batch("arms", control_share=0.5)
+    world.queue.add_items("arms", [Item(pair[0].prompt_id, (pair[0].id, pair[1].id)) for pair in pairs])
+    ana = world.browser("ana")
+    while (answer := ana.post("/api/tasks/next").json())["task"] is not None:
+        task = answer["task"]
+        assert "sft" not in str(answer)
+        ranks = [1 if "new" in one["text"] else 2 for one in task["answers"]]
+        assert ana.post(f"/api/tasks/{task['id']}/judgement", json=judgement(task, ranks)).status_code == 200
+    found = asked(world)
+    (overall,) = found["figures"]["criteria"]
+    ((first, second),) = overall["origins"]
+    assert (first["name"], first["short"], first["win_rate"]["value"]) == (policies[1], "new\u202e/ppo@01234567", 1.0)
+    assert second["score"]["value"] == -first["score"]["value"] < 0
+    assert overall["arms"]["control"]["votes"] + overall["arms"]["priority"]["votes"] == 20
+    for text in (
+        "chosen by priority",
+        "Whose answers win?",
+        "&lt;b&gt;old&lt;/b&gt;/sft@01234567",
+        "new\\u202e/ppo@",
+    ):
+        assert text in found["html"]
+    assert not any(text in found["html"] for text in ("\u202e", "<b>old"))
+
+
 def test_before_anybody_has_judged(world: World) -> None:
     found = asked(world)
     assert found["figures"]["criteria"] == []
     assert "Nobody has judged anything yet." in found["html"]
 
 
-def test_counted_again_only_when_something_was_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+class Counting:
+    """Counts, each time in ten seconds by its own clock; and waits for ``go`` in between."""
 
-    def counted(*arguments: Any, **named: Any) -> of_store.Statistics:
-        calls.append(arguments)
-        return of_store.statistics(*arguments, **named)
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.time, self.calls, self.at_once = 0.0, 0, 0
+        self.started, self.go = Event(), Event()
+        self.go.set()
+        self.cached = statistics.CachedStatistics(world.store, world.queue, lambda: self.time)
+        monkeypatch.setattr(statistics, "statistics", self.statistics)
 
-    monkeypatch.setattr(statistics, "statistics", counted)
-    judge_all(world)
-    assert asked(world) == asked(world)
-    assert len(calls) == 1
+    def statistics(self, store: Store, **named: Any) -> of_store.Statistics:
+        self.calls += 1
+        self.at_once += 1
+        assert self.at_once == 1, "one thread at a time"
+        self.started.set()
+        assert self.go.wait(20)
+        self.time += 10
+        found = of_store.statistics(store, **named)
+        self.at_once -= 1
+        return found
+
+    def judgements(self) -> int:
+        return self.cached.get().found.totals.judgements
+
+
+def skip_one(world: World) -> None:
     task = world.queue.next("zoe")
     assert task is not None
     world.queue.skip("zoe", task.id)
-    asked(world)
-    assert len(calls) == 2
+
+
+def test_counted_again_only_when_something_was_said_and_not_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(world, monkeypatch)
+    assert counting.judgements() == 0
+    judge_all(world)
+    counting.time = 10 + 49
+    assert (counting.judgements(), counting.calls) == (0, 1), "younger than five times what it cost"
+    counting.time = 10 + 50
+    assert (counting.judgements(), counting.calls) == (120, 2)
+    counting.time += 1000
+    assert (counting.judgements(), counting.calls) == (120, 2), "nothing was said"
+    skip_one(world)
+    assert (counting.judgements(), counting.calls) == (120, 3)
+
+
+def test_one_thread_counts_and_others_get_what_is_kept_or_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_all(world)
+    counting = Counting(world, monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        counting.go.clear()
+        waiting = [pool.submit(counting.judgements) for _ in range(4)]
+        assert counting.started.wait(20)
+        assert not any(one.done() for one in waiting)
+        counting.go.set()
+        assert [one.result(20) for one in waiting] == [120] * 4
+        assert counting.calls == 1
+        skip_one(world)
+        counting.time += 1000
+        counting.go.clear()
+        counting.started.clear()
+        slow = pool.submit(counting.cached.get)
+        assert counting.started.wait(20)
+        try:
+            kept = pool.submit(counting.cached.get).result(5)
+        finally:
+            counting.go.set()
+        assert slow.result(20).at > kept.at
+    assert counting.calls == 2
+
+
+def test_what_fails_is_counted_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting(world, monkeypatch)
+    with monkeypatch.context() as broken:
+        broken.setattr(world.queue, "gold_ranks", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            counting.cached.get()
+    assert counting.judgements() == 0
+
+
+def test_the_page_says_when_it_was_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(world)
+    at = datetime.fromisoformat(found["figures"]["counted"]["at"])
+    assert abs((datetime.now(UTC) - at).total_seconds()) < 60
+    assert f'As of <time datetime="{at.isoformat()}">{at:%Y-%m-%d %H:%M:%S} UTC</time>.' in found["html"]
+    counted = Counting(world, monkeypatch).cached.get()
+    assert "UTC</time>, counted in 10 seconds." in page("statistics.html", **statistics.described(counted))
 
 
 def test_votes_over_time_have_a_column_for_every_day(world: World) -> None:
@@ -124,7 +233,7 @@ def test_votes_over_time_have_a_column_for_every_day(world: World) -> None:
     assert "2026-04-03: 2 ai" in svg
     assert "2026-02-03" in svg, "sixty days"
     assert "2026-01-01:" not in svg
-    assert figure.caption.endswith("3 earlier judgements are not drawn.")
+    assert figure.caption.endswith("3 earlier ones are not drawn.")
     assert statistics.votes_over_time([]) is None
 
 
@@ -135,7 +244,7 @@ def test_every_effect_is_said_in_words(value: float, words: str) -> None:
     features = {**dict.fromkeys(FEATURES, unclear), "length": effect}
     bias = Bias(unclear, features, None, {}, {}, {}, None)
     one = CriterionStatistics(
-        *("overall", 9, 0, 9, 9, 0, 9, None, Agreement(0, *[None] * 6), (), None, bias, (), (), ())
+        *("overall", 9, 0, 9, 9, 0, 9, None, Agreement(0, *[None] * 6), (), None, bias, None, (), (), (), ())
     )
     told = {name: said for name, _, said in statistics.bias_rows(one)}
     assert told.keys() == {"position", *FEATURES}

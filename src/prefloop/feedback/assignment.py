@@ -31,6 +31,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from . import choosing
 from .batches import add_rows, batch_of, batch_row, check_batch
 from .choosing import WHOLE, candidate, left_lying, next_number, open_batches, open_to, order, room
 from .progress import progress_of
@@ -257,6 +258,11 @@ class Queue:
             if criteria[0] in events:  # else the batch was asked by another criterion then
                 found[events[criteria[0]]] = tuple(right[key] for key in shown)
         return found
+
+    def arms(self) -> dict[str, choosing.Arm]:
+        """Judgement → control or priority, of batches in which both were judged."""
+        with self._database.reading() as db:
+            return choosing.arms_of_judgements(db)
 
     # Handing out
 

@@ -126,6 +126,15 @@ def gold_among(db: sa.Connection, batch: sa.RowMapping, annotator: str, number: 
     return gold
 
 
+def arms_of_judgements(db: sa.Connection) -> dict[str, Arm]:
+    """Judgement → control or priority, of what was sent in batches in which both were judged."""
+    done = (TASKS.c.state == "done", TASKS.c.arm != "gold")
+    many = sa.func.count(TASKS.c.arm.distinct())
+    both = sa.select(TASKS.c.batch).where(*done).group_by(TASKS.c.batch).having(many > 1)
+    rows = db.execute(sa.select(TASKS.c.events, TASKS.c.arm).where(*done, TASKS.c.batch.in_(both)))
+    return {judgement: arm for events, arm in rows for judgement in events.values()}
+
+
 def order(batch: sa.RowMapping, item: sa.RowMapping, annotator: str) -> list[str]:
     """The completions in an order that is random for each annotator.
 

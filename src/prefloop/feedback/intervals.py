@@ -54,6 +54,16 @@ def clustered_wilson(values: npt.ArrayLike, clusters: npt.ArrayLike) -> Estimate
     return {"value": share, "low": low, "high": high, "n": len(y)}
 
 
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """``one`` less ``other``, two independent estimates with intervals of their own: their distances from the
+    estimates are added as squares, each end of one with the opposite end of the other [Newcombe 1998, method 10;
+    Zou & Donner 2008 for intervals of any kind]. ``n`` is that of both together."""
+    value = one["value"] - other["value"]
+    below = math.hypot(one["value"] - one["low"], other["high"] - other["value"])
+    above = math.hypot(one["high"] - one["value"], other["value"] - other["low"])
+    return {"value": value, "low": value - below, "high": value + above, "n": one["n"] + other["n"]}
+
+
 def effective_number(values: npt.ArrayLike, clusters: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
     """How many independent observations say as much as these, which depend on each other within clusters.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import combinations
+from itertools import chain, combinations, islice, repeat
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +21,8 @@ from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+_AT_ONCE = 10_000
+"""Judgements that `pair_votes` holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,11 @@ class Numbered:
         self._texts: dict[bytes, int] = {}  # by hash: the texts of a million completions are gigabytes
         self._answer = array("q")
 
-    def add(self, completion: Completion) -> int:
+    def add(self, id: str, prompt_id: str, text: str) -> int:
         """The completion's number; that of one that is here already if it comes again."""
-        number = self.number.setdefault(completion.id, len(self.number))
+        number = self.number.setdefault(id, len(self.number))
         if number == len(self._answer):
-            text = f"{completion.prompt_id}\0{completion.text}".encode("utf-8", "surrogatepass")
-            key = hashlib.blake2b(text, digest_size=16).digest()
+            key = hashlib.blake2b(f"{prompt_id}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
             self._answer.append(self._texts.setdefault(key, len(self._texts)))
         return number
 
@@ -111,8 +112,91 @@ class Numbered:
         return np.array(self._answer, np.int64)
 
 
+@dataclass(frozen=True)
+class Rankings:
+    """J judgements as columns. Their S shown answers stand one after the other, in the order of the judgements."""
+
+    prompt: Ints
+    """[J] Which prompt."""
+    annotator: Ints
+    """[J] Who."""
+    length: Ints
+    """[J] How many answers were shown."""
+    cannot_judge: npt.NDArray[np.bool_]
+    """[J] Flagged so: no votes."""
+    best_only: npt.NDArray[np.bool_]
+    """[J] Flagged so: ties are no votes."""
+    shown: Ints
+    """[S] Completions by number."""
+    ranks: Ints
+    """[S]."""
+    gold: Ints
+    """[S] The right ranks; all 0 where they are not known."""
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    @property
+    def judgement(self) -> Ints:
+        """[S] Which judgement each shown answer belongs to."""
+        return np.repeat(np.arange(len(self)), self.length)
+
+    def rows(self, chosen: npt.NDArray[np.bool_], annotator: Ints) -> Self:
+        """Some of the judgements. Prompts are numbered anew, and annotators as is said."""
+        of_shown = np.repeat(chosen, self.length)
+        return type(self)(
+            prompt=in_order(self.prompt[chosen])[1],
+            annotator=annotator,
+            **{name: getattr(self, name)[chosen] for name in ("length", "cannot_judge", "best_only")},
+            **{name: getattr(self, name)[of_shown] for name in ("shown", "ranks", "gold")},
+        )
+
+    def votes(self, annotators: Sequence[str], completions: Numbered) -> PairVotes:
+        """The pairs, judgement by judgement and in each from the first to the last.
+
+        Args:
+            annotators: names by number.
+        """
+        judgement, left, right = self._compared()
+        order, gold = (np.sign(ranks[right] - ranks[left]).astype(np.int8) for ranks in (self.ranks, self.gold))
+        shown = self.shown[np.column_stack([left, right])]
+        answers = completions.answer[shown]
+        kept = (answers[:, 0] != answers[:, 1]) & ~(self.best_only[judgement] & (order == 0))
+        judgement, order, gold, shown, answers = (x[kept] for x in (judgement, order, gold, shown, answers))
+        first_left = answers[:, 0] < answers[:, 1]
+        turn = np.where(first_left, 1, -1).astype(np.int8)
+        first, second = answers.min(1, initial=2**62), answers.max(1, initial=0)
+        return PairVotes(
+            annotators=tuple(annotators),
+            prompt=self.prompt[judgement],
+            pair=np.unique(first * (second.max(initial=0) + 1) + second, return_inverse=True)[1],
+            annotator=self.annotator[judgement],
+            judgement=judgement,
+            first=first,
+            second=second,
+            value=(1 + order * turn) / 2,
+            first_left=first_left,
+            gold=gold * turn,
+            shown=shown,
+        )
+
+    def _compared(self) -> tuple[Ints, Ints, Ints]:
+        """Of each pair of places: the judgement, and where in ``shown`` the left and the right answer stand."""
+        start = self.length.cumsum() - self.length
+        found = [np.zeros((0, 3), np.int64)]
+        for k in np.unique(self.length):
+            rows = np.flatnonzero((self.length == k) & ~self.cannot_judge)
+            places = np.array(list(combinations(range(int(k)), 2)))
+            at = start[rows][:, None, None] + places[None]  # [rows, pairs, 2]
+            judgement = np.broadcast_to(rows[:, None, None], (*at.shape[:2], 1))
+            found.append(np.concatenate([judgement, at], axis=2).reshape(-1, 3))
+        table = np.concatenate(found)
+        judgement, left, right = table[np.argsort(table[:, 0], kind="stable")].T
+        return judgement, left, right
+
+
 class PairCollector:
-    """Takes judgements one by one and makes `PairVotes` of them.
+    """Takes judgements, one by one or many at a time, and makes `Rankings` of them.
 
     Args:
         completions: what the judgements show.
@@ -120,61 +204,73 @@ class PairCollector:
 
     def __init__(self, completions: Numbered) -> None:
         self._completions = completions
-        self._annotators: dict[str, int] = {}
-        self._prompts: dict[str, int] = {}
-        self._count = 0
-        self._ints = array("q")  # prompt, annotator, judgement, left, right; in turn
-        self._codes = array("b")  # whether the left is preferred, and by gold: 1, 0 or −1; in turn
+        self._annotators, self._prompts = Codes(), Codes()
+        self._columns = {name: array("q") for name in ("prompt", "annotator", "length", "shown", "ranks", "gold")}
+        self._flags = {name: array("b") for name in ("cannot_judge", "best_only")}
 
-    def add(self, judgement: Judgement, gold: Sequence[int] | None = None) -> int:
-        """Take one judgement; its number is returned. Corrections come later than what they correct.
+    def add(
+        self,
+        ids: Sequence[str],
+        prompts: Sequence[str],
+        annotators: Sequence[str],
+        shown: Sequence[Sequence[str]],
+        ranks: Sequence[Sequence[int]],
+        flags: Sequence[Sequence[str]],
+        gold: Mapping[str, Sequence[int]],
+    ) -> None:
+        """Take judgements, column by column. Corrections come later than what they correct.
 
         Args:
-            gold: the right ranks of the shown answers, where they are known.
+            gold: judgement id → the right ranks of the shown answers, where they are known.
 
         Raises:
             ValueError: a completion that is not known, or gold ranks that do not fit.
         """
-        if gold is not None and len(gold) != len(judgement.shown):
-            raise ValueError(
-                f"judgement {judgement.id!r:.80} shows {len(judgement.shown)} answers and has {len(gold)} gold ranks"
-            )
-        number, self._count = self._count, self._count + 1
-        prompt = self._prompts.setdefault(judgement.prompt_id, len(self._prompts))
-        annotator = self._annotators.setdefault(judgement.annotator, len(self._annotators))
+        number, columns = self._completions.number, self._columns
         try:
-            shown = [self._completions.number[key] for key in judgement.shown]
+            columns["shown"].extend([number[key] for keys in shown for key in keys])
         except KeyError as missing:
-            raise ValueError(f"judgement {judgement.id!r:.80} shows completion {missing}, which is missing") from None
-        for left, right in compared(judgement):
-            self._ints.extend((prompt, annotator, number, shown[left], shown[right]))
-            known = 0 if gold is None else _order(gold[left], gold[right])
-            self._codes.extend((_order(judgement.ranks[left], judgement.ranks[right]), known))
-        return number
+            id = next(id for id, keys in zip(ids, shown, strict=True) if missing.args[0] in keys)
+            raise ValueError(f"judgement {id!r:.80} shows completion {missing}, which is missing") from None
+        columns["prompt"].extend(map(self._prompts.__getitem__, prompts))
+        columns["annotator"].extend(map(self._annotators.__getitem__, annotators))
+        columns["length"].extend(map(len, shown))
+        columns["ranks"].extend(chain.from_iterable(ranks))
+        columns["gold"].extend(chain.from_iterable(_known(ids, shown, gold)))
+        self._flags["cannot_judge"].extend([CANNOT_JUDGE in one for one in flags])
+        self._flags["best_only"].extend([BEST_ONLY in one for one in flags])
 
-    def votes(self) -> PairVotes:
+    def rankings(self) -> Rankings:
         """What was taken so far."""
-        ints = np.array(self._ints, np.int64).reshape(-1, 5)
-        order, gold = np.array(self._codes, np.int8).reshape(-1, 2).T
-        answers = self._completions.answer[ints[:, 3:]]
-        differ = answers[:, 0] != answers[:, 1]
-        ints, order, gold, answers = ints[differ], order[differ], gold[differ], answers[differ]
-        first_left = answers[:, 0] < answers[:, 1]
-        turn = np.where(first_left, 1, -1).astype(np.int8)
-        first, second = answers.min(1, initial=2**62), answers.max(1, initial=0)
-        return PairVotes(
-            annotators=tuple(self._annotators),
-            prompt=ints[:, 0].copy(),
-            pair=np.unique(first * (second.max(initial=0) + 1) + second, return_inverse=True)[1],
-            annotator=ints[:, 1].copy(),
-            judgement=ints[:, 2].copy(),
-            first=first,
-            second=second,
-            value=(1 + order * turn) / 2,
-            first_left=first_left,
-            gold=gold * turn,
-            shown=ints[:, 3:].copy(),
-        )
+        flags = {name: np.array(column, bool) for name, column in self._flags.items()}
+        columns: dict[str, Any] = {name: np.array(column, np.int64) for name, column in self._columns.items()}
+        return Rankings(**columns, **flags)
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Names by number."""
+        return tuple(self._annotators)
+
+
+class Codes(dict[str, int]):
+    """Texts by number, in the order in which they were first asked for."""
+
+    def __missing__(self, value: str) -> int:
+        return self.setdefault(value, len(self))
+
+
+def _known(
+    ids: Sequence[str], shown: Sequence[Sequence[str]], gold: Mapping[str, Sequence[int]]
+) -> Iterator[Iterable[int]]:
+    """For each judgement its gold ranks, or as many zeros."""
+    if not gold:
+        yield repeat(0, sum(map(len, shown)))
+        return
+    for id, keys in zip(ids, shown, strict=True):
+        right = gold.get(id)
+        if right is not None and len(right) != len(keys):
+            raise ValueError(f"judgement {id!r:.80} shows {len(keys)} answers and has {len(right)} gold ranks")
+        yield repeat(0, len(keys)) if right is None else right
 
 
 def pair_votes(
@@ -187,29 +283,31 @@ def pair_votes(
     Args:
         gold: judgement id → the right ranks of what it shows.
     """
-    numbered, known = Numbered(), gold or {}
+    numbered = Numbered()
     for completion in completions:
-        numbered.add(completion)
+        numbered.add(completion.id, completion.prompt_id, completion.text)
     collector = PairCollector(numbered)
-    for judgement in judgements:
-        collector.add(judgement, known.get(judgement.id))
-    return collector.votes()
+    left = iter(judgements)
+    while some := list(islice(left, _AT_ONCE)):
+        collector.add(
+            [one.id for one in some],
+            [one.prompt_id for one in some],
+            [one.annotator for one in some],
+            [one.shown for one in some],
+            [one.ranks for one in some],
+            [one.flags for one in some],
+            gold or {},
+        )
+    return collector.rankings().votes(collector.annotators, numbered)
+
+
+def in_order(values: Ints) -> tuple[Ints, Ints]:
+    """The different values in the order in which they come, and for each value its number in that order."""
+    found, first, number = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return found[order], np.argsort(order)[number]
 
 
 def sums(group: Ints, values: npt.ArrayLike, groups: int) -> Floats:
     """[groups] The sum of the values of each group."""
     return np.bincount(group, np.asarray(values, float), groups).astype(float)
-
-
-def compared(judgement: Judgement) -> Iterable[tuple[int, int]]:
-    """Places (left, right) of the pairs that a judgement says something about; as in `aggregate.votes`."""
-    if CANNOT_JUDGE in judgement.flags:
-        return ()
-    places = combinations(range(len(judgement.shown)), 2)
-    if BEST_ONLY not in judgement.flags:
-        return places
-    return ((i, j) for i, j in places if judgement.ranks[i] != judgement.ranks[j])
-
-
-def _order(rank: int, other: int) -> int:
-    return (rank < other) - (rank > other)

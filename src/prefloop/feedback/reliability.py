@@ -169,8 +169,8 @@ class Problem:
     differences).
 
     Votes of the same annotator with the same answer about pairs of the same prior are one *case*, C of them; what a
-    pair was told is a row of counts of cases. So the cost of an evaluation is a product of a sparse matrix [pairs,
-    cases] with a table [cases, nodes].
+    pair was told is a row of counts of cases, and few rows are different: the *patterns*. So an evaluation costs
+    a product of a sparse matrix [patterns, cases] with a table [cases, nodes].
     """
 
     def __init__(self, votes: PairVotes, differences: Floats, external: bool) -> None:
@@ -185,6 +185,7 @@ class Problem:
         cases, case = np.unique(keys, axis=0, return_inverse=True)
         self._who, self._kind, self._y = cases[:, 0].astype(int), cases[:, 1].astype(int), cases[:, 2:] / 2
         self._counts = csr_matrix((np.ones(len(votes)), (votes.pair, case)), (pairs, len(cases)))
+        self._patterns, self._times = _distinct(self._counts)
         self._of_kind = np.bincount(kind, minlength=len(self._kinds))
         whose = np.zeros(pairs, int)
         whose[votes.pair] = np.unique(votes.prompt, return_inverse=True)[1]
@@ -217,14 +218,16 @@ class Problem:
     def loss(self, theta: Floats) -> tuple[float, Floats]:
         """−log posterior and its gradient."""
         at = self._at(theta)
-        value, posterior = self._integral(at)
-        share = self._counts.T @ posterior  # [cases, nodes]
+        each, posterior = self._integral(at, self._patterns)
+        share = self._patterns.T @ (posterior * self._times[:, None])  # [cases, nodes]
         slope = share * at.slope
         gradient = [np.bincount(self._who, (slope * at.by_eta).sum(1), len(self.votes.annotators))]
         gradient += [np.array([(slope * at.by_delta * moved).sum()]) for moved in at.moved]
         mean, precision = self._prior()
         off = theta - mean
-        return -value + 0.5 * float(off @ (precision * off)), precision * off - np.concatenate(gradient)
+        return float(off @ (precision * off)) / 2 - float(self._times @ each), precision * off - np.concatenate(
+            gradient
+        )
 
     def covariance(self, theta: Floats, spread_known: bool = False) -> tuple[Floats, float]:
         """[θ, θ] The sandwich of deviation 2, 0 for a spread that is known; and how many times too sure of themselves
@@ -243,7 +246,7 @@ class Problem:
         """[θ, θ] H, by Louis' identity −E[∂²ℓ] − Cov[∂ℓ] over what Δ may be [Louis 1982]; and J, the sum of the
         prompts' squared gradients."""
         at = self._at(theta)
-        _, posterior = self._integral(at)
+        _, posterior = self._integral(at, self._counts)
         size, a = len(theta), len(self.votes.annotators)
         information = -self._second_derivatives(at, self._counts.T @ posterior, size)
         rows, columns = np.arange(len(self._who)), self._who
@@ -302,11 +305,11 @@ class Problem:
         p = np.clip(1 - eta + (2 * eta - 1) * s, 1e-12, 1 - 1e-12)
         return _Point(eta, s, p, self._y, [m[self._kind] for m in moved])
 
-    def _integral(self, at: _Point) -> tuple[float, Floats]:
-        """The log-likelihood, and how likely each node is for each pair, [pairs, nodes]."""
-        joint = self._counts @ (at.y * np.log(at.p) + (1 - at.y) * np.log(1 - at.p)) + np.log(_quadrature()[1])
+    def _integral(self, at: _Point, counts: csr_matrix) -> tuple[Floats, Floats]:
+        """The log-likelihood of each row of counts, [rows], and how likely each node is for it, [rows, nodes]."""
+        joint = counts @ (at.y * np.log(at.p) + (1 - at.y) * np.log(1 - at.p)) + np.log(_quadrature()[1])
         each = logsumexp(joint, axis=1, keepdims=True)
-        return float(each.sum()), np.exp(joint - each)
+        return each[:, 0], np.exp(joint - each)
 
     def _second_derivatives(self, at: _Point, share: Floats, size: int) -> Floats:
         """[θ, θ] The expected second derivatives of the votes' log-likelihoods, by the chain rule from p."""
@@ -385,6 +388,21 @@ def _sampled(prompt: Ints, rows: Ints, seed: int) -> Ints:
         return rows
     order = np.random.default_rng(seed).permutation(int(prompt.max()) + 1)
     return rows[order[prompt[rows]] < len(order) * MOST_VOTES / len(rows)]
+
+
+def _distinct(counts: csr_matrix) -> tuple[csr_matrix, Floats]:
+    """The different rows of a sparse matrix, and how often each is there."""
+    counts.sort_indices()
+    size, found, times = np.diff(counts.indptr), [np.zeros(0, np.int64)], [np.zeros(0)]
+    for n in np.unique(size):
+        rows = np.flatnonzero(size == n)
+        at = counts.indptr[rows][:, None] + np.arange(n)
+        _, first, often = np.unique(
+            np.hstack([counts.indices[at], counts.data[at]]), axis=0, return_index=True, return_counts=True
+        )
+        found.append(rows[first])
+        times.append(often.astype(float))
+    return counts[np.concatenate(found)], np.concatenate(times)
 
 
 @cache

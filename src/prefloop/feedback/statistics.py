@@ -7,21 +7,20 @@
 from __future__ import annotations
 
 import json
-import math
-from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import count
 
 import numpy as np
 
 from .agreement import Agreement, agreement, following
+from .arms import Arms, compare_arms
 from .bias import Bias, bias, leanings
 from .clickers import coin_evidence, coin_suspicions, gold_suspicion, side_suspicion, speed_suspicion
-from .features import FEATURES, features
 from .intervals import Estimate, clustered_wilson, effective_number, wilson
-from .pairs import Floats, Ints, Numbered, PairCollector, PairVotes
-from .records import CANNOT_JUDGE, Completion, Judgement
+from .origins import Origin, compare_origins
+from .pairs import Floats, Ints, PairVotes
+from .reading import Answers, Said, read
 from .reliability import Reliability, crowd_bt
 from .sample_size import Needed, votes_still_needed
 from .store import Store
@@ -45,17 +44,19 @@ class Totals:
     """Judgements ever given, with those that were superseded or taken back."""
     judgements: int
     """Those that count today."""
+    sends: int
+    """The same, where judgements by several criteria that were sent together are one."""
     annotators: int
 
 
 @dataclass(frozen=True)
 class Day:
-    """How many judgements one annotator gave on one day (UTC)."""
+    """How often one annotator sent something on one day (UTC), be it by one criterion or by several."""
 
     date: str
     source: str
     annotator: str
-    judgements: int
+    sends: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class AnnotatorStatistics:
     """Share of votes that are ties."""
     skips: int | None
     seconds: float | None
-    """Median time for one judgement."""
+    """Median time for one send, by however many criteria."""
     words_per_minute: float | None
     """Median over judgements: words of the answers shown, by the time taken."""
     gold: Estimate | None
@@ -118,6 +119,10 @@ class CriterionStatistics:
     spread: float | None
     """σ of Crowd-BT: how far apart two answers are, in logits."""
     bias: Bias | None
+    arms: Arms | None
+    """The control group and what was chosen by priority; None where there are not both."""
+    origins: tuple[tuple[Origin, ...], ...]
+    """What wrote the answers, by how they do against each other: one table for those that can be compared."""
     questions: tuple[Question, ...]
     advice: tuple[str, ...]
     """What is missing before more can be said, in words."""
@@ -132,6 +137,7 @@ class Statistics:
     totals: Totals
     days: tuple[Day, ...]
     flags: Mapping[str, int]
+    """How many sends have each."""
     criteria: tuple[CriterionStatistics, ...]
 
     def to_json(self) -> str:
@@ -144,6 +150,7 @@ def statistics(
     criterion: str | None = None,
     gold: Mapping[str, Sequence[int]] | None = None,
     skips: Mapping[str, int] | None = None,
+    arms: Mapping[str, str] | None = None,
 ) -> Statistics:
     """Count and estimate everything.
 
@@ -151,21 +158,14 @@ def statistics(
         criterion: only this one.
         gold: judgement id → the right ranks of what it shows, for judgements about gold items.
         skips: annotator → how many items they passed over.
+        arms: judgement id → ``control`` or ``priority`` (`assignment.Queue.arms`).
 
     Raises:
         ValueError: no judgements by this criterion.
     """
-    answers = _read_answers(store.completions())
-    days: Counter[tuple[str, str, str]] = Counter()
-    flags: Counter[str] = Counter()
-    columns: dict[str, _Columns] = {}
-    for judgement in store.judgements(criterion):
-        days[judgement.created.date().isoformat(), judgement.source, judgement.annotator] += 1
-        flags.update(judgement.flags)
-        if (found := columns.get(judgement.criterion)) is None:
-            found = columns[judgement.criterion] = _Columns(answers)
-        found.add(judgement, (gold or {}).get(judgement.id))
-    if criterion is not None and not columns:
+    answers = Answers.read(store)
+    said = read(store, answers, criterion, gold or {}, arms or {})
+    if criterion is not None and not len(said):
         raise ValueError(f"the store has no judgements by the criterion {criterion!r}; leave it out to see all")
     counts = store.counts()
     return Statistics(
@@ -174,87 +174,64 @@ def statistics(
             counts.completions,
             counts.demonstrations,
             counts.judgements,
-            days.total(),
-            len({annotator for _, _, annotator in days}),
+            len(said),
+            len(np.unique(said.send)),
+            len(said.annotator.names),
         ),
-        days=tuple(Day(*key, count) for key, count in sorted(days.items())),
-        flags=dict(sorted(flags.items())),
-        criteria=tuple(_of_criterion(name, columns[name], skips) for name in sorted(columns)),
+        days=tuple(sorted(_days(said), key=lambda day: (day.date, day.source, day.annotator))),
+        flags=_flags(said),
+        criteria=tuple(
+            _of_criterion(name, said.by(number), answers, skips)
+            for name, number in sorted(zip(said.criterion.names, count(), strict=False))
+        ),
     )
 
 
-# Reading
+def _days(said: Said) -> Iterable[Day]:
+    columns = (said.day, said.source, said.annotator)
+    one_each = np.unique(said.send, return_index=True)[1]
+    sizes = [max(1, len(column.names)) for column in columns]
+    keys, counts = np.unique(
+        np.ravel_multi_index([column.number[one_each] for column in columns], sizes), return_counts=True
+    )
+    for row, n in zip(zip(*np.unravel_index(keys, sizes), strict=True), counts, strict=True):
+        date, source, annotator = (column.names[k] for column, k in zip(columns, row, strict=True))
+        yield Day(date, source, annotator, int(n))
 
 
-@dataclass
-class _Answers:
-    """What is known of the completions, by number."""
-
-    numbered: Numbered = field(default_factory=Numbered)
-    features: array[int] = field(default_factory=lambda: array("l"))
-    origin: array[int] = field(default_factory=lambda: array("l"))
-    origins: dict[str, int] = field(default_factory=dict)
-
-
-def _read_answers(completions: Iterable[Completion]) -> _Answers:
-    found = _Answers()
-    for completion in completions:
-        found.numbered.add(completion)
-        found.features.extend(features(completion.text))
-        found.origin.append(found.origins.setdefault(completion.origin, len(found.origins)))
+def _flags(said: Said) -> dict[str, int]:
+    lists = [json.loads(text) for text in said.flags.names]
+    found = {}
+    for flag in sorted({flag for flags in lists for flag in flags}):
+        having = np.array([flag in flags for flags in lists])
+        found[flag] = len(np.unique(said.send[having[said.flags.number]]))
     return found
-
-
-class _Columns:
-    """The judgements by one criterion, as columns."""
-
-    def __init__(self, answers: _Answers) -> None:
-        self.answers = answers
-        self.collector = PairCollector(answers.numbered)
-        self.names: dict[str, int] = {}
-        self.annotator, self.words = array("l"), array("l")
-        self.seconds, self.gold = array("d"), array("d")
-        self.cannot_judge = 0
-
-    def add(self, judgement: Judgement, gold: Sequence[int] | None) -> None:
-        self.collector.add(judgement, gold)
-        self.annotator.append(self.names.setdefault(judgement.annotator, len(self.names)))
-        number = self.answers.numbered.number
-        self.words.append(sum(self.answers.features[len(FEATURES) * number[key]] for key in judgement.shown))
-        self.seconds.append(math.nan if judgement.seconds is None else judgement.seconds)
-        self.gold.append(math.nan if gold is None else _right(judgement.ranks, gold))
-        self.cannot_judge += CANNOT_JUDGE in judgement.flags
-
-
-def _right(ranks: Sequence[int], gold: Sequence[int]) -> float:
-    """How much of the order that gold fixes is there: 1 for all of it, a half for a tie; NaN where it fixes none."""
-    k = len(gold)
-    orders = [(ranks[i], ranks[j]) for i in range(k) for j in range(k) if gold[i] < gold[j]]
-    return sum((a < b) + (a == b) / 2 for a, b in orders) / len(orders) if orders else math.nan
 
 
 # One criterion
 
 
-def _of_criterion(name: str, columns: _Columns, skips: Mapping[str, int] | None) -> CriterionStatistics:
-    votes, answers = columns.collector.votes(), columns.answers
+def _of_criterion(name: str, said: Said, answers: Answers, skips: Mapping[str, int] | None) -> CriterionStatistics:
+    votes = said.votes(answers.numbered)
     agreed = agreement(votes)
     found = crowd_bt(votes) if len(votes) else None
     regressed = _sample(votes)
-    moved = bias(regressed, _by_answer(answers))
+    moved = bias(regressed, answers.features)
     return CriterionStatistics(
         name=name,
-        judgements=len(columns.annotator),
-        cannot_judge=columns.cannot_judge,
+        judgements=len(said),
+        cannot_judge=int(said.rankings.cannot_judge.sum()),
         votes=len(votes),
         pairs=votes.n_pairs,
         shared=agreed.pairs,
         prompts=len(np.unique(votes.prompt)),
         ties=float((votes.value == 0.5).mean()) if len(votes) else None,
         agreement=agreed,
-        annotators=_annotators(columns, votes, found, leanings(moved) if moved else {}, skips),
+        annotators=_annotators(said, answers, votes, found, leanings(moved) if moved else {}, skips),
         spread=found.spread if found and any(eta["n"] for eta in found.eta) else None,
         bias=moved,
+        arms=compare_arms(votes, said.arm),
+        origins=compare_origins(votes, answers.origin, answers.origins),
         questions=_questions(votes, answers),
         advice=tuple(_advice(votes, agreed)),
         sampled=tuple(
@@ -269,14 +246,6 @@ def _of_criterion(name: str, columns: _Columns, skips: Mapping[str, int] | None)
     )
 
 
-def _by_answer(answers: _Answers) -> Floats:
-    """[answers, F] Features."""
-    number = answers.numbered.answer
-    found = np.zeros((int(number.max(initial=-1)) + 1, len(FEATURES)))
-    found[number] = np.array(answers.features, float).reshape(-1, len(FEATURES))
-    return found
-
-
 def _part(what: str, read: int, there: int) -> str:
     return f"{what}: {read:,} of {there:,} votes" if read < there else ""
 
@@ -289,27 +258,25 @@ def _sample(votes: PairVotes) -> PairVotes:
 
 
 def _annotators(
-    columns: _Columns,
+    said: Said,
+    answers: Answers,
     votes: PairVotes,
     found: Reliability | None,
     leaning: Mapping[str, tuple[str, ...]],
     skips: Mapping[str, int] | None,
 ) -> tuple[AnnotatorStatistics, ...]:
-    who, seconds, words, gold = (
-        np.array(column, float) for column in (columns.annotator, columns.seconds, columns.words, columns.gold)
-    )
+    names, seconds = said.annotator.names, said.seconds
+    words, gold = said.words(answers.words), said.right()
     latest = votes.latest()
     rows, score, _ = following(latest)
-    followed = _split(latest.annotator[rows], len(columns.names))
-    cast, given = _split(votes.annotator, len(columns.names)), _split(who.astype(int), len(columns.names))
+    followed = _split(latest.annotator[rows], len(names))
+    cast, given = _split(votes.annotator, len(names)), _split(said.annotator.number, len(names))
     coins = coin_suspicions(coin_evidence(votes))
     weights = (
-        found.weights(np.bincount(votes.annotator, minlength=len(votes.annotators)))
-        if found
-        else np.ones(len(columns.names))
+        found.weights(np.bincount(votes.annotator, minlength=len(votes.annotators))) if found else np.ones(len(names))
     )
     result = []
-    for name, k in columns.names.items():
+    for k, name in enumerate(names):
         mine, timed = given[k], given[k][seconds[given[k]] > 0]
         right = gold[mine][~np.isnan(gold[mine])]
         accuracy = wilson(float(right.sum()), len(right)) if len(right) else None
@@ -350,9 +317,9 @@ def _share(values: Floats, prompts: Ints) -> Estimate | None:
     return clustered_wilson(values, prompts) if len(values) else None
 
 
-def _questions(votes: PairVotes, answers: _Answers) -> tuple[Question, ...]:
+def _questions(votes: PairVotes, answers: Answers) -> tuple[Question, ...]:
     """Win rates between any two origins that were compared, most votes first."""
-    origin, names = np.array(answers.origin, np.int64), list(answers.origins)
+    origin, names = answers.origin, answers.origins
     left, right = origin[votes.shown].T
     low, high = np.minimum(left, right), np.maximum(left, right)
     keys, key, counts = np.unique(low * len(names) + high, return_inverse=True, return_counts=True)

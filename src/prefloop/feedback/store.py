@@ -7,11 +7,11 @@ supersedes it. What was said stays readable for good, and every reader sees the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 
@@ -133,6 +133,28 @@ class Store:
             where += [~superseded, ~JUDGEMENTS.c.retracted]
         return map(to_judgement, self._scan(JUDGEMENTS, end, *where))
 
+    def completion_rows(self) -> Iterator[Sequence[Sequence[Any]]]:
+        """Place, id, prompt, text and origin of all completions, page by page, for those who count them only: to make
+        records takes longer."""
+        c = COMPLETIONS.c
+        return self._pages(sa.select(c.seq, c.id, c.prompt_id, c.text, c.origin), self._end(COMPLETIONS))
+
+    def judgement_rows(self, criterion: str | None = None) -> Iterator[Sequence[Sequence[Any]]]:
+        """What `judgements` returns, page by page, as fields whose JSON is left as text: place, id, prompt,
+        annotator, source, shown, ranks, criterion, flags, seconds and moment."""
+        c, end = JUDGEMENTS.c, self._end(JUDGEMENTS)
+        with self.database.reading() as db:  # a set of those that are, quicker than a question about each
+            later = sa.select(c.supersedes).where(c.supersedes.is_not(None), c.seq <= end)
+            superseded = set(db.scalars(later))
+        shown, ranks, flags = (sa.cast(column, sa.Text) for column in (c.shown, c.ranks, c.flags))
+        what: sa.Select[*tuple[Any, ...]] = sa.select(
+            *(c.seq, c.id, c.prompt_id, c.annotator, c.source, shown, ranks, c.criterion, flags, c.seconds, c.created)
+        ).where(~c.retracted)
+        if criterion is not None:
+            what = what.where(c.criterion == criterion)
+        for page in self._pages(what, end):
+            yield [row for row in page if row[1] not in superseded] if superseded else page
+
     def latest(self, ids: Iterable[str]) -> dict[str, Judgement]:
         """For each of these judgements that is there, the end of its chain of corrections: itself, or the event that
         stands in its place today, which may be a retraction."""
@@ -177,16 +199,21 @@ class Store:
             return db.scalar(sa.select(sa.func.max(table.c.seq))) or 0
 
     def _scan(self, table: sa.Table, end: int, *where: sa.ColumnElement[bool]) -> Iterator[sa.RowMapping]:
-        """Rows up to ``end``, page by page. Rows never change, so the pages make one consistent view."""
+        for page in self._pages(sa.select(table).where(*where), end):
+            yield from (row._mapping for row in page)
+
+    def _pages(self, what: sa.Select[*tuple[Any, ...]], end: int) -> Iterator[Sequence[sa.Row[*tuple[Any, ...]]]]:
+        """Rows up to ``end``, their ``seq`` first. Rows never change, so the pages make one consistent view."""
+        seq = what.selected_columns["seq"]
         after = 0
         while True:
-            query = sa.select(table).where(table.c.seq > after, table.c.seq <= end, *where)
+            query = what.where(seq > after, seq <= end).order_by(seq).limit(AT_ONCE)
             with self.database.reading() as db:
-                page = db.execute(query.order_by(table.c.seq).limit(AT_ONCE)).mappings().all()
-            yield from page
+                page = db.execute(query).all()
+            yield page
             if len(page) < AT_ONCE:
                 return
-            after = page[-1]["seq"]
+            after = page[-1][0]
 
     def _completions_of(self, prompt_ids: list[str], end: int) -> Iterator[Completion]:
         for start in range(0, len(prompt_ids), AT_ONCE):

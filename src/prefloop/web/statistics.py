@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from threading import Lock
+from time import monotonic
 from typing import Any
 
 from markupsafe import Markup
@@ -21,6 +22,8 @@ from prefloop.report.entries import Interval
 from prefloop.report.scale import Scale, interval_text, number, percent
 from prefloop.report.svg import Chart, Key, drawing, el
 
+PATIENCE = 5
+"""Statistics are kept for so many times as long as they took."""
 MOST_DAYS = 60
 """Columns of the chart of votes over time; of more days the last."""
 MOST_ROWS = 24
@@ -36,23 +39,57 @@ _SIDES = {
 """What votes go to when an effect is above 0, and below."""
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Statistics, and when they were true."""
+
+    found: Statistics
+    at: datetime
+    seconds: float
+    """How long they took."""
+
+
 class CachedStatistics:
-    """The statistics of a store, estimated again only when something was said or skipped since."""
+    """The statistics of a store, estimated in one thread at a time and kept.
 
-    def __init__(self, store: Store, queue: Queue) -> None:
-        self._store, self._queue = store, queue
-        self._turn = Lock()  # two who ask at once wait for one estimate
+    What is kept serves as long as nothing was said or skipped since, and else for `PATIENCE` times what it took: an
+    administrator who reloads the page leaves the processor to those who judge. Who asks meanwhile gets what is kept;
+    only where there is nothing yet do they wait.
+    """
+
+    def __init__(self, store: Store, queue: Queue, clock: Callable[[], float] = monotonic) -> None:
+        self._store, self._queue, self._clock = store, queue, clock
+        self._turn = Lock()
+        self._kept: Counted | None = None
+        self._finished = 0.0
         self._of: object = None
-        self._found: Statistics | None = None
 
-    def get(self) -> Statistics:
-        with self._turn:
-            skips = self._queue.skips()
-            now = self._store.newest_judgement(), sorted(skips.items())
-            if self._found is None or self._of != now:
-                self._found = statistics(self._store, gold=self._queue.gold_ranks(), skips=skips)
-                self._of = now
-            return self._found
+    def get(self) -> Counted:
+        kept = self._kept
+        if kept is not None and self._clock() - self._finished < PATIENCE * kept.seconds:
+            return kept
+        if kept is None:
+            with self._turn:
+                return self._kept or self._count(self._now())
+        if not self._turn.acquire(blocking=False):
+            return kept
+        try:
+            now = self._now()
+            return kept if now == self._of else self._count(now)
+        finally:
+            self._turn.release()
+
+    def _now(self) -> tuple[int, dict[str, int]]:
+        """What changes with whatever the figures are about."""
+        return self._store.newest_judgement(), self._queue.skips()
+
+    def _count(self, now: tuple[int, dict[str, int]]) -> Counted:
+        at, started = datetime.now(UTC), self._clock()
+        gold, arms = self._queue.gold_ranks(), self._queue.arms()
+        found = statistics(self._store, gold=gold, skips=now[1], arms=arms)
+        self._finished = self._clock()
+        self._of, self._kept = now, Counted(found, at, self._finished - started)
+        return self._kept
 
 
 @dataclass(frozen=True)
@@ -64,21 +101,25 @@ class Figure:
     caption: str
 
 
-def figures(found: Statistics) -> dict[str, Any]:
-    """The figures by their names, intervals as objects."""
-    made: dict[str, Any] = json.loads(found.to_json())
-    return made
+def figures(counted: Counted) -> dict[str, Any]:
+    """The figures by their names, intervals as objects; and when they were counted, in how many seconds."""
+    made: dict[str, Any] = json.loads(counted.found.to_json())
+    return made | {"counted": {"at": counted.at.isoformat(), "seconds": counted.seconds}}
 
 
-def described(found: Statistics) -> dict[str, Any]:
+def described(counted: Counted) -> dict[str, Any]:
     """What the template ``statistics.html`` shows."""
+    found = counted.found
     return {
+        "counted": counted,
         "found": found,
         "over_time": votes_over_time(found.days),
         "criteria": [(one, list(charts(one)), list(bias_rows(one))) for one in found.criteria],
         "percent": percent,
         "number": number,
         "estimate": estimate,
+        "points": points,
+        "short": {each.name: each.short for one in found.criteria for field in one.origins for each in field},
         "plain": plain,
     }
 
@@ -96,6 +137,13 @@ def estimate(value: Estimate | None, share: bool = True) -> str:
     if share:
         return f"{percent(interval.value)} ({interval_text(interval)})"
     return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+
+
+def points(value: Estimate | None) -> str:
+    """A difference of shares with its interval, in percentage points."""
+    if value is None:
+        return "–"
+    return "{:+.1f} ({:+.1f} to {:+.1f}) points".format(*(100 * value[key] for key in ("value", "low", "high")))
 
 
 def charts(one: CriterionStatistics) -> Iterable[Figure]:
@@ -151,21 +199,23 @@ def bias_rows(one: CriterionStatistics) -> Iterable[tuple[str, str, str]]:
 
 
 def votes_over_time(days: Sequence[Day]) -> Figure | None:
-    """Judgements of each day as columns, by source."""
+    """What was sent on each day as columns, by source."""
     if not days:
         return None
     counts: Counter[tuple[str, str]] = Counter()
     for day in days:
-        counts[day.date, day.source] += day.judgements
+        counts[day.date, day.source] += day.sends
     last = date.fromisoformat(days[-1].date)
     first = max(date.fromisoformat(days[0].date), last - timedelta(days=MOST_DAYS - 1))
     dates = [(first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1)]
     sources = [name for name in SOURCES if any(counts[when, name] for when in dates)]
     svg = _columns(dates, sources, counts)
-    hidden = sum(day.judgements for day in days if day.date < dates[0])
-    earlier = f" {hidden} earlier judgements are not drawn." if hidden else ""
+    hidden = sum(day.sends for day in days if day.date < dates[0])
+    earlier = f" {hidden} earlier ones are not drawn." if hidden else ""
     keys = [Key(name, SOURCES[name], "block") for name in sources]
-    caption = f"Judgements that count, by the day they were given (UTC) and who gave them.{earlier}"
+    caption = (
+        f"What was sent and counts, by the day (UTC) and who sent it; several criteria at once are one.{earlier}"
+    )
     return Figure("Votes over time", Chart(svg, keys), caption)
 
 
@@ -193,7 +243,7 @@ def _columns(dates: Sequence[str], sources: Sequence[str], counts: Counter[tuple
         anchor = "start" if place == 0 else "end"
         x = left if place == 0 else width - 8
         body.append(el("text", dates[place], class_="tick", x=x, y=bottom + 18, text_anchor=anchor))
-    label = f"Columns, judgements a day: {sum(totals)} from {dates[0]} to {dates[-1]}, at most {max(totals)} on one."
+    label = f"Columns, sends a day: {sum(totals)} from {dates[0]} to {dates[-1]}, at most {max(totals)} on one."
     return drawing(width, height, label, body, [])
 
 
