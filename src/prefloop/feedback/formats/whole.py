@@ -41,7 +41,8 @@ def read_whole(row: Row) -> list[AnyRecord]:
         return []
     name = next(iter(row), "")
     if len(row) != 1 or name not in _KINDS:
-        raise RowError("not one record", f"expected one of {', '.join(_KINDS)}; found {', '.join(map(repr, row)) or 'none':.60}")
+        found = ", ".join(map(repr, row)) or "none"
+        raise RowError("not one record", f"expected one of {', '.join(_KINDS)}; found {found:.60}")
     if not isinstance(row[name], dict):
         raise RowError(f"field {name!r} is a {kind_of(row[name])}", "expected an object")
     try:
