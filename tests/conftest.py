@@ -69,3 +69,12 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32() -> Iterator[None]:
+    """Formulas are compared to float32's rounding; what bfloat16 makes of them has tests of its own."""
+    from prefloop.models.precision import computing_in
+
+    with computing_in("float32"):
+        yield

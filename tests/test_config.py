@@ -74,7 +74,7 @@ def test_the_recipe_has_these_fields_and_no_others() -> None:
     table = Recipe().model_dump()
     found = {name: " ".join(value) for name, value in table.items() if isinstance(value, dict)}
     assert found == FIELDS
-    assert table.keys() - found.keys() == {"name", "seed", "threads", "algorithms", "rewards"}
+    assert table.keys() - found.keys() == {"name", "seed", "threads", "precision", "algorithms", "rewards"}
     assert " ".join(RewardSource.model_fields) == "name weight function batched model"
 
 

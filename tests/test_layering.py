@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pipeline": {
         *("stages", "labelling", "context", "rewarding", "dataset", "config", "recipes", "report", "runs"),
-        *("training", "prefloop"),
+        *("training", "models", "prefloop"),
         *DATA,
     },
     "tasks": {

@@ -53,6 +53,7 @@ MODEL: dict[str, Any] = {
 """Settings with which a run takes a second or two."""
 TINY: dict[str, Any] = {section: MODEL[section] for section in MODEL if section != "judge"} | {
     "name": "tiny",
+    "precision": "float32",  # the figures of several processes are compared
     "data": MODEL["data"] | {"world": "rewriter", "world_prompts": 60, "world_heldout": 30},
     "label": {"by": "simulated"},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from prefloop.algorithms.likelihood import token_log_probs
 from prefloop.chat import Rendered
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import Message, Prompt
 from prefloop.feedback.store import Store
 from prefloop.feedback.tasks import Submission, Verdict
+from prefloop.models.forward import TokenBatch, head_logits, predicting_states
 from prefloop.policy import Policy
+from prefloop.training.loop import Loss
 
 EOS, PAD, BOS = "<|eos|>", "<|pad|>", "<|bos|>"
 
@@ -169,6 +172,11 @@ def random_sequences(seed: int, lengths: Sequence[tuple[int, int]], vocabulary: 
     ]
 
 
+def response_log_probs(model: Any, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of the batch's response tokens, with gradients, the head over all of them at once."""
+    return token_log_probs(head_logits(model, predicting_states(model, batch)), batch.targets, temperature)
+
+
 def naive_log_probs(model: Any, sequence: Rendered, temperature: float = 1.0) -> Tensor:
     """One row, no padding, the model's own logits, float64: log π of each response token."""
     with torch.no_grad():
@@ -213,6 +221,20 @@ def two_token_policy(seed: int = 0) -> Policy:
     bias[3], bias[4] = math.log(2.0), 0.0
     model.get_output_embeddings().bias = torch.nn.Parameter(bias)
     return Policy(model, tokenizer)
+
+
+def loss_and_gradients(parts: Iterable[Loss], count: float, model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of all parts' losses over ``count``, and its gradient, part by part as an optimiser step takes it."""
+    weights = dict(model.named_parameters())
+    for weight in weights.values():
+        weight.grad = None
+    total = torch.zeros(())
+    for losses, _ in parts:
+        loss = losses.sum() / count
+        loss.backward()
+        total = total + loss.detach()
+    found = {name: weight.grad for name, weight in weights.items()}
+    return total, {name: torch.zeros_like(weights[name]) if grad is None else grad for name, grad in found.items()}
 
 
 def judge_some(store: Store, count: int, annotator: str = "mia", choice: int = 0, flags: tuple[str, ...] = ()) -> int:

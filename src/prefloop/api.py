@@ -37,6 +37,7 @@ from prefloop.config import (
 from prefloop.feedback.aggregate import Comparison, Ranking
 from prefloop.feedback.records import Message, Prompt, dense_ranks
 from prefloop.models.heads import RewardModel
+from prefloop.models.precision import computing_in as computing_in
 from prefloop.policy import Policy, load_policy
 from prefloop.recipes import check
 from prefloop.rollout.reward import Batched, Reward, RewardFunction, function_reward, model_reward

@@ -18,6 +18,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 PolicyGradientName = Literal["ppo", "reinforce", "rloo", "grpo", "reinforce_pp"]
 DirectName = Literal["dpo", "ipo", "kto", "orpo", "simpo"]
+Precision = Literal["auto", "float32", "bfloat16"]
 AlgorithmName = Literal[PolicyGradientName, "online_dpo", DirectName]
 StageName = Literal["pretrain", "sft", "sample", "label", "reward", "judge", AlgorithmName, "evaluation"]
 POLICY_GRADIENTS: tuple[PolicyGradientName, ...] = get_args(PolicyGradientName)
@@ -94,7 +95,7 @@ class Optimisation(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
     micro_batch_tokens: Positive = 8192
-    """Tokens, padding included, in one forward pass. Fits memory; never changes the result."""
+    """Tokens in one forward pass, and padding where there is any. Fits memory; never changes the result."""
 
 
 class PretrainConfig(Optimisation):

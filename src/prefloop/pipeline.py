@@ -23,6 +23,7 @@ from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
 from prefloop.labelling import ask_people, check_label, judged_so_far
+from prefloop.models.precision import computing_in, noting_precision
 from prefloop.recipes import Recipe, dump_recipe
 from prefloop.report import write_report
 from prefloop.rewarding import is_path, load_function
@@ -109,7 +110,7 @@ def run(
             raise ValueError(f"reward {source.name!r}: there is no folder {source.model}")
     check_label(recipe.label)
     runs = RunFolder(project / "runs" / recipe.name)
-    with _threads(recipe.threads), Store.of_project(project) as store:
+    with _threads(recipe.threads), computing_in(recipe.precision), Store.of_project(project) as store:
         data = prepare(recipe, store, folder or project)
         with runs.lock():
             write_text(runs.path / "recipe.toml", dump_recipe(recipe))
@@ -193,8 +194,9 @@ def _run_stage(
     started = time.perf_counter()
     inputs: dict[str, str] = {name: keys[name] for name in READS[stage] if name in keys}
     try:
-        with runs.writing(stage, keys[stage], inputs, context.recipe.seed) as writer:
+        with runs.writing(stage, keys[stage], inputs, context.recipe.seed) as writer, noting_precision() as used:
             STAGES[stage](context, writer)
+            writer.extra |= {"precision": sorted(used)} if used else {}
     except NonFiniteError as error:
         path = runs.path / f"failed-{stage}.json"
         write_json(path, _plain(error.batch))
@@ -211,6 +213,7 @@ def _key(stage: StageName, context: Context, keys: dict[StageName, str]) -> str:
         "version": __version__,
         "seed": recipe.seed,
         "threads": recipe.threads,  # rounding
+        "precision": recipe.precision,
         "reads": {name: keys[name] for name in READS[stage] if name in keys},
         "config": sections.get("evaluate" if stage == "evaluation" else stage),
     }

@@ -34,6 +34,7 @@ from prefloop.config import (
     OnlineDPOConfig,
     ORPOConfig,
     PPOConfig,
+    Precision,
     PretrainConfig,
     REINFORCEConfig,
     REINFORCEPPConfig,
@@ -61,6 +62,9 @@ class Recipe(Section):
     """Everything random follows from it: the same seed gives the same figures."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 leaves the choice to torch."""
+    precision: Precision = "auto"
+    """What a model's layers are computed in while it is trained: the quicker one on this machine, measured at the
+    start, or always this one. Weights and losses are float32 in any case."""
     algorithms: tuple[AlgorithmName, ...] = ("ppo", "dpo")
     """Which policies are trained from the preferences."""
     data: DataConfig = DataConfig()

@@ -112,11 +112,11 @@ def test_line_24_a_saved_reward_model_is_a_classifier_and_its_shift(reward: Rewa
     assert shift == 0.75
 
     sequences = random_sequences(4, LENGTHS, VOCABULARY)
-    batch = pad(sequences, torch.device("cpu"))
-    pad_id = reward.tokenizer.pad_token_id
-    ids = batch.ids.where(batch.attention, torch.tensor(pad_id))
+    longest = max(map(len, sequences))
+    ids = torch.tensor([one.ids + [reward.tokenizer.pad_token_id] * (longest - len(one)) for one in sequences])
+    attention = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in sequences])
     with torch.no_grad():
-        logits = plain(input_ids=ids, attention_mask=batch.attention.long()).logits[:, 0]
+        logits = plain(input_ids=ids, attention_mask=attention).logits[:, 0]
     expected = reward.score(sequences)
     torch.testing.assert_close(logits + shift, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(load_reward_model(tmp_path).score(sequences), expected, atol=1e-6, rtol=0)

@@ -21,7 +21,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # CPO (for SimPO) and ORPO live in
 import pytest
 import torch
 from datasets import Dataset
-from tests.toys import CHATML, byte_tokenizer, llama
+from tests.toys import CHATML, byte_tokenizer, llama, loss_and_gradients, response_log_probs
 from tests.toys import policy as toy_policy
 from torch import Tensor
 from trl import (
@@ -45,12 +45,12 @@ from prefloop.algorithms.kl import kl_estimate
 from prefloop.algorithms.ppo import policy_loss
 from prefloop.chat import Chat, Rendered
 from prefloop.feedback.records import Prompt
-from prefloop.models.forward import pad, response_log_probs
+from prefloop.models.forward import arrange
 from prefloop.models.heads import RewardModel
 from prefloop.models.loading import load_reward_model, load_tokenizer
 from prefloop.policy import Policy
 from prefloop.training.comparisons import PreferenceGroup, with_mismatched
-from prefloop.training.direct import _reference_point, _with_reference, preference_losses, train_direct
+from prefloop.training.direct import _reference_point, preference_losses, train_direct, with_reference
 from prefloop.training.loop import Metrics
 from prefloop.training.maximum_likelihood import _negative_log_likelihood
 from prefloop.training.reward import train_reward
@@ -171,10 +171,9 @@ def direct(
 ) -> tuple[Tensor, Gradients]:
     """The loss of prefloop, a mean over votes, and its gradient."""
     policy, reference = prefloop.load(folders.policy), prefloop.load(folders.reference)
-    data = _with_reference(reference.model, groups(policy.chat, rows), config)
-    losses, _ = preference_losses(policy.model, data, config, torch.tensor(point))
-    loss = losses.sum() / sum(group.votes for group in data)
-    return loss, gradients(loss, policy.model)
+    data = with_reference(reference.model, groups(policy.chat, rows), config)
+    parts = preference_losses(policy.model, data, config, torch.tensor(point))
+    return loss_and_gradients(parts, sum(group.votes for group in data), policy.model)
 
 
 def assert_same(found: tuple[Tensor, Gradients], other: tuple[Tensor, Gradients]) -> None:
@@ -242,7 +241,7 @@ def test_kto(folders: Folders, tmp_path: Path) -> None:
     config = ours.KTOConfig(beta=0.3, **weights)
     paired = groups(policy.chat)
     alone = [PreferenceGroup((group.sequences[side],), ()) for side in (0, 1) for group in paired]
-    mismatched = _with_reference(reference.model, with_mismatched(alone), config)
+    mismatched = with_reference(reference.model, with_mismatched(alone), config)
     point = float(_reference_point(policy.model, mismatched, config))
     assert point == pytest.approx(made._metrics["eval"]["kl"][-1], abs=TOLERANCE)
     assert point > 0.01
@@ -295,9 +294,9 @@ def test_sft(folders: Folders, tmp_path: Path) -> None:
     made = trainer(SFTTrainer, SFTConfig(**options(tmp_path, len(ROWS))), folders.policy, rows)
     policy = prefloop.load(folders.policy)
     answers = [group.sequences[1] for group in groups(policy.chat)]
-    losses, _ = _negative_log_likelihood(policy.model)(answers)
-    loss = losses.sum() / sum(answer.response_tokens for answer in answers)
-    assert_same((loss, gradients(loss, policy.model)), theirs(made))
+    parts = _negative_log_likelihood(policy.model)(answers)
+    count = sum(answer.response_tokens for answer in answers)
+    assert_same(loss_and_gradients(parts, count, policy.model), theirs(made))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
@@ -307,7 +306,7 @@ def test_the_clipped_loss_of_ppo_is_that_of_grpo(folders: Folders, tmp_path: Pat
     policy, temperature = prefloop.load(folders.policy), 0.7
     answers = [sequence for group in groups(policy.chat)[:3] for sequence in group.sequences]
     old, new = (prefloop.load(folder).model for folder in (folders.reference, folders.policy))
-    batch = pad(answers, new.device)
+    batch = arrange(answers, new)
     log_probs = response_log_probs(new, batch, temperature)
     with torch.no_grad():
         # An old policy near the new one, so that some tokens are clipped and others are not.

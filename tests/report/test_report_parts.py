@@ -12,7 +12,7 @@ import pytest
 
 from prefloop.report.bars import histogram, reliability
 from prefloop.report.charts import SMALL, Options, Series, line_chart
-from prefloop.report.read import Metrics, Run, Sample, Stage
+from prefloop.report.read import Manifest, Metrics, Run, Sample, Stage
 from prefloop.report.samples import at_random, compared, disagreement, select, visible
 from prefloop.report.scale import duration, number, padded, rolling, thin, ticks, wilson
 from prefloop.report.sections import find_peak, over_optimisation
@@ -188,7 +188,19 @@ def kl_warnings(values: list[float], episodes: int) -> list[str]:
 
 
 def test_the_tolerance_is_that_of_training() -> None:
-    assert RATIO_TOLERANCE == policy_gradient.RATIO_TOLERANCE
+    of = {str(dtype).removeprefix("torch."): error for dtype, error in policy_gradient.RATIO_TOLERANCE.items()}
+    assert of == RATIO_TOLERANCE
+
+
+@pytest.mark.parametrize(("precision", "warned"), [([], True), (["float32"], True), (["bfloat16"], False)])
+def test_what_rounding_explains_depends_on_the_precision(precision: list[str], warned: bool) -> None:
+    rows = [{"iteration": 1.0, "ratio_error": 0.03}]
+    manifest = Manifest("ppo", None, {}, None, None, None, None, None, None, {}, precision)
+    section = on_policy_health(
+        Run(Path(), "run", stages={"ppo": Stage("ppo", Metrics("iteration", rows), manifest)}), "ppo"
+    )
+    assert section
+    assert bool(section.warnings) == warned
 
 
 def test_noise_around_a_small_kl_is_no_alarm() -> None:

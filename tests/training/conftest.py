@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from tests.layouts import layout  # noqa: F401
 from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything in float64, so that what differs by more than rounding shows at 1e-9.
 
-    The code asks for float32 by ``.float()``, whatever the precision of the model; here that gives float64.
+    The code asks for float32 by ``.float()``, whatever the precision of the model; here that gives float64. Llama's
+    norm asks in another way.
     """
+
+    def norm(self: Any, states: Tensor) -> Tensor:
+        scaled: Tensor = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * scaled
+
     monkeypatch.setattr(Tensor, "float", Tensor.double)
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

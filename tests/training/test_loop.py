@@ -9,16 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from prefloop.config import Optimisation
-from prefloop.training.loop import NonFiniteError, Optimiser, is_checkpoint, shuffled_batches, steps_in
+from prefloop.training.loop import Loss, NonFiniteError, Optimiser, is_checkpoint, shuffled_batches, steps_in
 
 
 def squares(parameter: nn.Parameter, scale: float = 1.0) -> object:
-    def loss(batch: list[float]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(batch: list[float]) -> list[Loss]:
         losses = scale * (parameter - torch.tensor(batch)).square()
-        return losses, {"double": 2 * losses.detach()}
+        return [(losses, {"double": 2 * losses.detach()})]
 
     return loss
 
@@ -43,7 +43,7 @@ def test_line_16_gradients_are_clipped_by_the_global_norm(monkeypatch: pytest.Mo
         torch.optim.AdamW, "step", lambda self: used.append([float(p.grad) for p in self.param_groups[0]["params"]])
     )
     optimiser = Optimiser([first, second], Optimisation(max_grad_norm=1.0), steps=1)
-    line = optimiser.step([0], lambda _: (3 * first + 4 * second, {}), count=1)
+    line = optimiser.step([0], lambda _: [(3 * first + 4 * second, {})], count=1)
     assert line["grad_norm"] == pytest.approx(5.0)
     assert used == [[pytest.approx(0.6), pytest.approx(0.8)]]
 
@@ -76,7 +76,7 @@ def test_line_30_adams_epsilon_is_what_the_stage_asks_for() -> None:
     """At a gradient of ε Adam moves half a learning rate."""
     parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimiser = Optimiser([parameter], Optimisation(learning_rate=1.0, warmup_fraction=0.0), steps=1, eps=1e-5)
-    optimiser.step([0], lambda _: (1e-5 * parameter, {}), 1)
+    optimiser.step([0], lambda _: [(1e-5 * parameter, {})], 1)
     assert float(parameter.detach()) == pytest.approx(-0.5, rel=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_line_16_a_gradient_that_is_not_finite_stops_before_anything_moves() -> 
     parameter = nn.Parameter(torch.zeros(1))
     optimiser = Optimiser([parameter], Optimisation(), steps=1)
     with pytest.raises(NonFiniteError, match="the gradient is not finite") as caught:
-        optimiser.step(["batch"], lambda _: (parameter.sqrt(), {}), count=1)
+        optimiser.step(["batch"], lambda _: [(parameter.sqrt(), {})], count=1)
     assert caught.value.batch == ["batch"]
     assert parameter.tolist() == [0.0]
 
@@ -113,7 +113,7 @@ def test_gradients_do_not_leak_into_the_next_step() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     frozen, free = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(1))
     optimiser = Optimiser([frozen, free], Optimisation(weight_decay=0.5), steps=1)
-    optimiser.step([0], lambda _: (frozen * free, {}), 1)
+    optimiser.step([0], lambda _: [(frozen * free, {})], 1)
     assert frozen.tolist() == [1.0]
     assert free.tolist() != [1.0]
 

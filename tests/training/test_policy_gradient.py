@@ -528,13 +528,13 @@ def test_line_02_dropout_is_off_in_policy_and_reference() -> None:
 def test_line_19_the_reference_is_the_policy_as_it_came_in_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     start = parameters(lively().model)
     seen = []
-    read = module.read_states
+    read = module._read_reference
 
     def recording(model: Any, *rest: Any) -> Any:
         seen.append(same(parameters(model), start) and not any(p.requires_grad for p in model.parameters()))
         return read(model, *rest)
 
-    monkeypatch.setattr(module, "read_states", recording)
+    monkeypatch.setattr(module, "_read_reference", recording)
     made = lively()
     lines, _ = train(made, iterations=4, learning_rate=5e-3)
     assert seen == [True] * 4

@@ -295,13 +295,13 @@ def test_members_differ_and_the_first_is_the_one_without_the_others() -> None:
 def test_line_22_all_comparisons_of_a_prompt_share_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """K answers are read K times in an epoch, not once for each of K(K−1)/2 pairs; all in one micro-batch."""
     seen: list[list[int]] = []
-    pad = module.pad
+    arrange = module.arrange
 
-    def recording(sequences: Sequence[Rendered], device: torch.device) -> object:
+    def recording(sequences: Sequence[Rendered], *models: Any) -> object:
         seen.append([id(sequence) for sequence in sequences])
-        return pad(sequences, device)
+        return arrange(sequences, *models)
 
-    monkeypatch.setattr(module, "pad", recording)
+    monkeypatch.setattr(module, "arrange", recording)
     data = groups(9)
     lines = train(reward_model(), data, batch_size=3, micro_batch_tokens=1)
     assert len(lines) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,12 +12,37 @@ from torch import Tensor
 def token_log_probs(
     logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], temperature: float = 1.0
 ) -> Float[Tensor, " N"]:
-    """log softmax(logits / T)[target], in float32 whatever the logits' precision.
+    """log softmax(logits / T)[target], in float32 whatever the logits' precision. Differentiable once."""
+    result: Tensor = _TokenLogProbs.apply(logits, targets, temperature)
+    return result
 
-    The target's logit minus the log-sum-exp: the N × V table of log-probabilities is never made.
-    """
-    scaled = logits.float() / temperature
-    return scaled.gather(1, targets[:, None])[:, 0] - scaled.logsumexp(1)
+
+class _TokenLogProbs(torch.autograd.Function):
+    """The gradient is (1[target] − softmax) / T, and softmax is at hand from the forward pass: one table of N × V is
+    written, and turned into the gradient in its place."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        highest = logits.amax(1, keepdim=True)
+        table = logits.float() - highest.float()
+        if temperature != 1:
+            table.div_(temperature)
+        chosen = table.gather(1, targets[:, None])[:, 0]
+        total = table.exp_().sum(1)
+        ctx.table, ctx.dtype, ctx.temperature = table, logits.dtype, temperature
+        ctx.save_for_backward(targets, total)
+        return chosen - total.log()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        targets, total = ctx.saved_tensors
+        table, ctx.table = ctx.table, None
+        if table is None:
+            raise RuntimeError("the gradient of these log-probabilities was taken before")
+        slope = slope / ctx.temperature
+        gradient = table.mul_(-(slope / total)[:, None])
+        gradient.scatter_add_(1, targets[:, None], slope[:, None])
+        return gradient.to(ctx.dtype), None, None
 
 
 def token_entropy(logits: Float[Tensor, "N V"], temperature: float = 1.0) -> Float[Tensor, " N"]:

@@ -1,42 +1,53 @@
 """Forward passes over whole sequences: hidden states where they are needed, the head only there.
 
-Rows are padded on the right and attention is masked, so a row's result does not depend on its neighbours.
+Sequences are packed end to end where the architecture allows it (`packing`), else padded on the right. Either way a
+sequence's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate, groupby
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from prefloop.algorithms.likelihood import token_log_probs
 from prefloop.chat import Rendered
+from prefloop.models.packing import Layout, Stem, lay_out, longest_packed, packed
+from prefloop.models.precision import autocast
+
+Result = TypeVar("Result")
+
+
+ROWS_AT = 0.97
+"""Sequences stay in rows of their own where packing saves less than the rest of this share of the tokens."""
+PART = 2**22
+"""Logits that are held at once, about: tokens of a part times the vocabulary."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences side by side, padded on the right to the longest (T)."""
+    """Sequences as a model reads them, and where in its states to look. Places count through all rows (R·T)."""
 
-    ids: Int[Tensor, "B T"]
-    attention: Bool[Tensor, "B T"]
-    """True for real tokens."""
-    response: Bool[Tensor, "B T"]
-    """True for response tokens, whose log-probabilities count."""
-
-    @property
-    def targets(self) -> Int[Tensor, " N"]:
-        """The response tokens of all rows, end to end."""
-        return self.ids[:, 1:][self.response[:, 1:]]
-
-    @property
-    def rows(self) -> Int[Tensor, " N"]:
-        """The row that each response token belongs to."""
-        return self.response[:, 1:].nonzero()[:, 0]
+    ids: Int[Tensor, "R T"]
+    positions: Int[Tensor, "R T"] | None
+    """Of each token in its sequence; None where rows are sequences, padded on the right."""
+    layout: Layout | None
+    """Of the one row; None where rows are sequences."""
+    predicting: Int[Tensor, " N"]
+    """The places of the states that the response tokens are predicted from, sequence by sequence."""
+    targets: Int[Tensor, " N"]
+    """The response tokens, sequence by sequence."""
+    rows: Int[Tensor, " N"]
+    """The sequence that each response token belongs to."""
+    last: Int[Tensor, " B"]
+    """The place of each sequence's last token."""
 
 
 def context_of(model: Any) -> int:
@@ -60,53 +71,159 @@ def width_of(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[1])
 
 
-def pad(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:
-    """A batch of sequences. The ids at padded places mean nothing: the attention mask keeps them out."""
-    longest = max(len(sequence) for sequence in sequences)
-    ids = torch.tensor([s.ids + [0] * (longest - len(s)) for s in sequences], device=device)
-    response = torch.tensor([s.mask + [False] * (longest - len(s)) for s in sequences], device=device)
-    lengths = torch.tensor([len(s) for s in sequences], device=device)
-    return TokenBatch(ids, torch.arange(longest, device=device) < lengths[:, None], response)
+def arrange(sequences: Sequence[Rendered], *models: Any) -> TokenBatch:
+    """A batch of sequences in the layout that costs least of those that all of the models can read.
 
-
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Cut items into groups of similar length, each of at most ``max_tokens`` tokens with its padding.
-
-    An item longer than that is a group of its own. The order is a function of the lengths alone.
+    Neighbours that begin with the same prompt share one pass over it.
     """
+    device, longest = models[0].device, max(map(len, sequences))
+    if longest > min(map(longest_packed, models), default=0):
+        return pad(sequences, device)
+    found = pack(sequences, device)
+    # Rows of one length are read side by side, which is a little quicker than one after the other.
+    return found if found.ids.numel() < ROWS_AT * longest * len(sequences) else pad(sequences, device)
+
+
+def pad(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:
+    """A row for each sequence. The ids at padded places mean nothing: they come after the tokens, which cannot see
+    them."""
+    longest = max(map(len, sequences))
+    ids = [s.ids + [0] * (longest - len(s)) for s in sequences]
+    places = [range(row * longest, row * longest + len(s)) for row, s in enumerate(sequences)]
+    return TokenBatch(torch.tensor(ids, device=device), None, None, **_looked_at(sequences, places, device))
+
+
+def pack(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:
+    """One row, without padding: `packing`'s layout."""
+    ids: list[int] = []
+    positions: list[int] = []
+    layout: list[Stem] = []
+    places: list[Sequence[int]] = []
+    for start, same in groupby(sequences, key=lambda s: s.ids[: _prompt(s)]):
+        stem, found = [*same], len(ids)
+        if len(stem) == 1 or not start:
+            for one in stem:
+                places.append(range(len(ids), len(ids) + len(one)))
+                layout.append(Stem(len(one)))
+                ids += one.ids
+                positions += range(len(one))
+            continue
+        ids += start
+        positions += range(len(start))
+        for one in stem:
+            branch = one.ids[len(start) :]
+            places.append([*range(found, found + len(start)), *range(len(ids), len(ids) + len(branch))])
+            ids += branch
+            positions += range(len(start), len(one))
+        layout.append(Stem(len(start), tuple(len(one) - len(start) for one in stem)))
+    row, where = torch.tensor([ids], device=device), torch.tensor([positions], device=device)
+    return TokenBatch(row, where, lay_out(layout, device), **_looked_at(sequences, places, device))
+
+
+def _prompt(sequence: Rendered) -> int:
+    """Tokens before the first response token; of a sequence without any, all but the last."""
+    return sequence.mask.index(True) if True in sequence.mask else len(sequence) - 1
+
+
+def _looked_at(
+    sequences: Sequence[Rendered], places: Sequence[Sequence[int]], device: torch.device
+) -> dict[str, Int[Tensor, " N"]]:
+    """Where to look, given the places of each sequence's tokens."""
+    found = [
+        (row, places[row][at - 1], one.ids[at])
+        for row, one in enumerate(sequences)
+        for at in range(1, len(one))
+        if one.mask[at]
+    ]
+    columns = zip(*found, strict=True) if found else ((), (), ())
+    rows, predicting, targets = (torch.tensor(column, dtype=torch.long, device=device) for column in columns)
+    last = torch.tensor([of[-1] for of in places], device=device)
+    return {"predicting": predicting, "targets": targets, "rows": rows, "last": last}
+
+
+def micro_batches(sequences: Sequence[Rendered], max_tokens: int, *models: Any) -> Iterator[list[int]]:
+    """Cut sequences into groups of at most ``max_tokens`` tokens, padding included where the models need it.
+
+    Those of one prompt stay together, and so do those of similar length. A sequence longer than ``max_tokens`` is a
+    group of its own. The order is a function of the sequences alone.
+    """
+    lengths = [len(one) for one in sequences]
+    packs = max(lengths, default=0) <= min(map(longest_packed, models), default=0)
+    if packs:
+        order = sorted(range(len(sequences)), key=lambda i: (sequences[i].ids[: _prompt(sequences[i])], i))
+    else:
+        order = sorted(range(len(sequences)), key=lambda i: (lengths[i], i))
     group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if group and (len(group) + 1) * lengths[index] > max_tokens:
+    total = 0
+    for index in order:
+        total += lengths[index]
+        if group and (total if packs else (len(group) + 1) * lengths[index]) > max_tokens:
             yield group
-            group = []
+            group, total = [], lengths[index]
         group.append(index)
     if group:
         yield group
 
 
-def hidden_states(model: Any, batch: TokenBatch) -> Float[Tensor, "B T d"]:
-    """Last hidden states, after the final norm and before any head."""
+def hidden_states(model: Any, batch: TokenBatch) -> Float[Tensor, "P d"]:
+    """Last hidden states, after the final norm and before any head, row after row. At padding they mean nothing."""
     # No attention mask: with the padding behind it, a causal model's real token never sees any. That keeps attention
-    # on its fast path. What the padded places hold is never read.
-    states: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    return states
+    # on its fast path.
+    where = {} if batch.positions is None else {"position_ids": batch.positions}
+    ours = batch.layout is not None or batch.ids.shape[1] <= longest_packed(model)
+    with autocast(model), packed(model, batch.layout) if ours else nullcontext():
+        states: Tensor = model.base_model(input_ids=batch.ids, use_cache=False, **where).last_hidden_state
+    return states.flatten(0, 1)
 
 
-def predicting_states(states: Float[Tensor, "B T d"], batch: TokenBatch) -> Float[Tensor, "N d"]:
-    """The states from which the response tokens are predicted: one place before each."""
-    return states[:, :-1][batch.response[:, 1:]]
+def in_parts(
+    states: Float[Tensor, "N d"], counts: Sequence[int], of: Callable[[Float[Tensor, "n d"], slice], Result]
+) -> Iterator[Result]:
+    """``of`` each part of the states and its place, so that logits of one part are held at a time.
+
+    Whoever takes a result calls backward on it before the next one. The gradient stops at the states; when all parts
+    are through, it goes on through the model once.
+    """
+    places = [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
+    if not (states.requires_grad and torch.is_grad_enabled()):
+        yield from (of(states[place], place) for place in places)
+        return
+    leaves = [part.requires_grad_() for part in states.detach().split(list(counts))]
+    for leaf, place in zip(leaves, places, strict=True):
+        yield of(leaf, place)
+    if all(leaf.grad is None for leaf in leaves):  # nothing was asked of it
+        return
+    states.backward(torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]))
 
 
-def last_states(states: Float[Tensor, "B T d"], batch: TokenBatch) -> Float[Tensor, "B d"]:
-    """The state of each row's last real token, on whichever side the padding is."""
-    positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    last = positions.where(batch.attention, positions.new_tensor(-1)).argmax(1)
-    return states[torch.arange(len(states), device=last.device), last]
+def token_parts(model: Any, tokens: int) -> list[int]:
+    """Tokens of each part of about `PART` logits."""
+    most = _most(model)
+    return [min(most, tokens - start) for start in range(0, tokens, most)]
+
+
+def _most(model: Any) -> int:
+    return max(1, PART // model.get_output_embeddings().weight.shape[0])
+
+
+def whole_parts(model: Any, lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of neighbouring items of these many tokens, grouped into parts of about `PART` logits."""
+    most = _most(model)
+    parts: list[list[int]] = []
+    total = most
+    for index, length in enumerate(lengths):
+        if not parts or total + length > most:
+            parts.append([])
+            total = 0
+        parts[-1].append(index)
+        total += length
+    return parts
 
 
 def head_logits(model: Any, states: Float[Tensor, "N d"]) -> Float[Tensor, "N V"]:
     """The language-model head and what the architecture does after it (Gemma's soft cap, Cohere's scale)."""
-    logits: Tensor = model.get_output_embeddings()(states)
+    with autocast(model):
+        logits: Tensor = model.get_output_embeddings()(states)
     config = model.config.get_text_config()
     if scale := getattr(config, "logit_scale", None):
         logits = logits * scale
@@ -117,22 +234,19 @@ def head_logits(model: Any, states: Float[Tensor, "N d"]) -> Float[Tensor, "N V"
     return logits
 
 
-def response_log_probs(model: Any, batch: TokenBatch, temperature: float = 1.0) -> Float[Tensor, " N"]:
-    """Log-probabilities of the batch's response tokens, rows end to end."""
-    states = predicting_states(hidden_states(model, batch), batch)
-    return token_log_probs(head_logits(model, states), batch.targets, temperature)
+def predicting_states(model: Any, batch: TokenBatch) -> Float[Tensor, "N d"]:
+    """The states that the response tokens are predicted from."""
+    return hidden_states(model, batch)[batch.predicting]
 
 
-def read_states(
-    model: Any, sequences: Sequence[Rendered], max_tokens: int
-) -> Iterator[tuple[list[int], Float[Tensor, "N d"], TokenBatch]]:
-    """The states that predict the response tokens, without gradients: for each group of sequences their indices,
-    the states of their tokens end to end, and the batch."""
-    for group in micro_batches([len(s) for s in sequences], max_tokens):
-        batch = pad([sequences[i] for i in group], model.device)
-        with torch.no_grad():
-            states = predicting_states(hidden_states(model, batch), batch)
-        yield group, states, batch
+@torch.no_grad()
+def log_probs_of(
+    model: Any, states: Float[Tensor, "N d"], targets: Int[Tensor, " N"], temperature: float = 1.0
+) -> Float[Tensor, " N"]:
+    """Log-probabilities of tokens, given the states that they are predicted from; without gradients."""
+    most = _most(model)
+    parts = zip(states.split(most), targets.split(most), strict=True)
+    return torch.cat([token_log_probs(head_logits(model, part), aim, temperature) for part, aim in parts])
 
 
 @torch.no_grad()
@@ -141,9 +255,9 @@ def score_responses(
 ) -> list[Tensor]:
     """Log-probabilities of every sequence's response tokens, without gradients; one tensor for each."""
     result: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for group in micro_batches([len(s) for s in sequences], max_tokens):
-        batch = pad([sequences[i] for i in group], model.device)
-        values = response_log_probs(model, batch, temperature)
+    for group in micro_batches(sequences, max_tokens, model):
+        batch = arrange([sequences[i] for i in group], model)
+        values = log_probs_of(model, predicting_states(model, batch), batch.targets, temperature)
         counts = [sequences[i].response_tokens for i in group]
         for index, value in zip(group, values.split(counts), strict=True):
             result[index] = value

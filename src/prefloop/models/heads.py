@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from prefloop.chat import Chat, Rendered
 from prefloop.feedback.records import Prompt
-from prefloop.models.forward import TokenBatch, context_of, hidden_states, last_states, micro_batches, pad
+from prefloop.models.forward import TokenBatch, arrange, context_of, hidden_states, micro_batches
 
 
 class ValueHead(nn.Module):
@@ -110,12 +110,12 @@ class RewardModel:
         return self.weigh(self._criterion_states(states))
 
     def _criterion_states(self, states: Float[Tensor, "N d"]) -> Float[Tensor, "N H"]:
-        scores: Tensor = self.model.score(states).float()
+        scores: Tensor = self.model.score(states.to(self.model.score.weight.dtype)).float()
         return scores + torch.tensor(self.model.config.reward_shift, device=self.device)
 
     def criterion_batch(self, batch: TokenBatch) -> Float[Tensor, "B H"]:
         """The scores of each row by each criterion, read at its last real token."""
-        return self._criterion_states(last_states(hidden_states(self.model, batch), batch))
+        return self._criterion_states(hidden_states(self.model, batch)[batch.last])
 
     def score_batch(self, batch: TokenBatch) -> Float[Tensor, " B"]:
         """The score of each row."""
@@ -134,8 +134,8 @@ class RewardModel:
         self, sequences: Sequence[Rendered], max_tokens: int, of: Callable[[TokenBatch], Tensor], *shape: int
     ) -> Tensor:
         found = torch.empty(len(sequences), *shape, device=self.device)
-        for group in micro_batches([len(s) for s in sequences], max_tokens):
-            found[group] = of(pad([sequences[i] for i in group], self.device))
+        for group in micro_batches(sequences, max_tokens, self.model):
+            found[group] = of(arrange([sequences[i] for i in group], self.model))
         return found
 
     def __call__(self, prompt: str | Prompt, response: str) -> float:

@@ -50,6 +50,8 @@ class Manifest:
     snapshot: str | None
     judgements: int | None
     versions: dict[str, str]
+    precision: list[str] = field(default_factory=list)
+    """What models were trained in."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,7 @@ def _manifest(path: Path) -> Manifest | None:
         snapshot=entry.text("snapshot"),
         judgements=entry.count("judgements"),
         versions=_texts(entry, "versions"),
+        precision=entry.texts("precision"),
     )
 
 

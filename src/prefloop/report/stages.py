@@ -30,7 +30,7 @@ _HEALTH = (
 
 
 # What training warns of while it runs (training/on_policy.py). The report may not import it, for it would need torch.
-RATIO_TOLERANCE = 1e-3
+RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 NATS_A_TOKEN = 2.0
 CHANCE = 1e-4  # of a KL this far below 0 by luck; with normal log-ratios that takes 4.3 standard errors or more
 
@@ -40,6 +40,7 @@ def on_policy_health(run: Run, name: str) -> Section | None:
     if metrics is None:
         return None
     figures: list[Figure] = []
+    tolerance = _tolerance(run, name)
     for key, label, caption, how in _HEALTH:
         series = [Series(label, metrics.series(key), "blue", smooth="l" not in how)]
         options = Options(
@@ -49,24 +50,33 @@ def on_policy_health(run: Run, name: str) -> Section | None:
             share="s" in how,
             log="l" in how,
             y_range=_floor(metrics, key),
-            rules=((RATIO_TOLERANCE, "tolerance"),) if key == "ratio_error" else (),
+            rules=((tolerance, "tolerance"),) if key == "ratio_error" else (),
         )
         figures += figure(label, caption, line_chart(label, series, options), _shown(metrics, key, how))
     figures += _seconds(metrics)
     lead = f"{len(metrics.rows)} iterations, left to right. The figure beside each title is the last value."
-    warnings = [*_ratio_error(metrics), *_negative_kl(metrics, run.episodes.get(name, 1)), *_runaway(metrics, name)]
+    warnings = [
+        *_ratio_error(metrics, tolerance),
+        *_negative_kl(metrics, run.episodes.get(name, 1)),
+        *_runaway(metrics, name),
+    ]
     return Section(name, f"{title(name)}’s health", lead, figures, warnings=warnings, compact=True)
 
 
-def _ratio_error(metrics: Metrics) -> list[str]:
-    found = [(error, x) for x, error in finite(metrics.series("ratio_error")) if error > RATIO_TOLERANCE]
+def _tolerance(run: Run, name: str) -> float:
+    manifest = run.stages[name].manifest
+    return RATIO_TOLERANCE["bfloat16" if manifest and "bfloat16" in manifest.precision else "float32"]
+
+
+def _ratio_error(metrics: Metrics, tolerance: float) -> list[str]:
+    found = [(error, x) for x, error in finite(metrics.series("ratio_error")) if error > tolerance]
     if not found:
         return []
     error, at = max(found)
     return [
         f"Sampling and training disagreed in {_of(len(found), metrics)}: a token’s probability differed by up to "
         f"{number(error)} (relative, {metrics.axis} {number(at)}) before any update, and rounding explains no more "
-        f"than {RATIO_TOLERANCE:g}. The policy gradient is biased."
+        f"than {tolerance:g}. The policy gradient is biased."
     ]
 
 

@@ -59,7 +59,7 @@ def _fault(model: Any) -> str | None:
         return f"reads what comes after a token, so it is no causal language model. {INSTEAD}"
 
     batch = pad([Rendered(ids, [True] * whole), Rendered(ids[:short], [True] * short)], model.device)
-    states = hidden_states(model, batch)
+    states = hidden_states(model, batch).unflatten(0, batch.ids.shape)
     if _differ(head_logits(model, states[0]), expected, HEAD_TOLERANCE):
         return (
             "computes its logits in a way that prefloop does not know, so its log-probabilities would be wrong. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,7 @@ from torch import Tensor
 from prefloop.chat import Chat, Rendered
 from prefloop.feedback.aggregate import Comparison, Ranking
 from prefloop.feedback.scores import choices
+from prefloop.models.packing import longest_packed
 
 
 @dataclass(frozen=True)
@@ -266,19 +268,24 @@ def flatten_choices(groups: Sequence[PreferenceGroup], device: torch.device) -> 
     return Choices(places, shown, chosen, torch.tensor([weight for _, _, weight in rows], device=device))
 
 
-def group_micro_batches(groups: Sequence[PreferenceGroup], max_tokens: int) -> Iterator[list[PreferenceGroup]]:
-    """Cut groups into micro-batches of at most ``max_tokens`` tokens (padding included), groups kept whole.
+def group_micro_batches(
+    groups: Sequence[PreferenceGroup], max_tokens: int, *models: Any
+) -> Iterator[list[PreferenceGroup]]:
+    """Cut groups into micro-batches of at most ``max_tokens`` tokens (with padding, where the models need it), groups
+    kept whole.
 
     A group larger than that is a micro-batch of its own. Groups of similar length come together.
     """
+    packs = max(map(_longest, groups), default=0) <= min(map(longest_packed, models), default=0)
     batch: list[PreferenceGroup] = []
-    answers = 0
+    answers = tokens = 0
     for group in sorted(groups, key=_longest):
-        if batch and (answers + len(group.sequences)) * _longest(group) > max_tokens:
+        count, length = len(group.sequences), sum(map(len, group.sequences))
+        if batch and (tokens + length if packs else (answers + count) * _longest(group)) > max_tokens:
             yield batch
-            batch, answers = [], 0
+            batch, answers, tokens = [], 0, 0
         batch.append(group)
-        answers += len(group.sequences)
+        answers, tokens = answers + count, tokens + length
     if batch:
         yield batch
 

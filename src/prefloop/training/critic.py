@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prefloop.models.forward import TokenBatch, hidden_states, micro_batches, pad, predicting_states, width_of
+from prefloop.chat import Rendered
+from prefloop.models.forward import arrange, micro_batches, predicting_states, width_of
 from prefloop.models.heads import RewardModel, ValueHead
 from prefloop.rollout.batch import Rollout
 
@@ -25,10 +26,6 @@ class SharedCritic:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.head.parameters()
-
-    def values(self, states: Float[Tensor, "N d"], _batch: TokenBatch) -> Float[Tensor, " N"]:
-        """V of the states that the batch's response tokens were chosen in; ``states`` are the policy's."""
-        return self.head(states)
 
     def read(self, rollout: Rollout, _max_tokens: int) -> Float[Tensor, "B R"]:
         """V of every state of a rollout, without gradients; 0 at padding."""
@@ -62,22 +59,19 @@ class SeparateCritic:
         parameters: Iterator[nn.Parameter] = self.model.model.parameters()
         return parameters
 
-    def values(self, _states: Float[Tensor, "N d"], batch: TokenBatch) -> Float[Tensor, " N"]:
-        """V of the states that the batch's response tokens were chosen in, from the critic's own trunk."""
-        return self._values(batch)
-
-    def _values(self, batch: TokenBatch) -> Float[Tensor, " N"]:
-        return self.model.score_states(predicting_states(hidden_states(self.model.model, batch), batch))
+    def values(self, sequences: Sequence[Rendered]) -> Float[Tensor, " N"]:
+        """V of the states that the sequences' response tokens were chosen in, end to end."""
+        model = self.model.model
+        return self.model.score_states(predicting_states(model, arrange(sequences, model)))
 
     @torch.no_grad()
     def read(self, rollout: Rollout, max_tokens: int) -> Float[Tensor, "B R"]:
         """V of every state of a rollout, from a pass of its own; 0 at padding."""
         result = torch.zeros_like(rollout.log_probs)
-        sequences, device = rollout.sequences, rollout.ids.device
-        for rows in micro_batches([len(sequence) for sequence in sequences], max_tokens):
-            batch = pad([sequences[row] for row in rows], device)
+        sequences, model = rollout.sequences, self.model.model
+        for rows in micro_batches(sequences, max_tokens, model):
             found = torch.zeros_like(result[rows])
-            found[rollout.mask[rows]] = self._values(batch).to(result.dtype)
+            found[rollout.mask[rows]] = self.values([sequences[row] for row in rows])
             result[rows] = found
         return result
 

@@ -8,8 +8,9 @@ and SimPO its log-probability, the mean over its tokens, and they need no refere
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,17 +26,26 @@ from prefloop.algorithms.dpo import (
     pair_stats,
     simpo_loss,
 )
-from prefloop.algorithms.likelihood import sequence_sums
+from prefloop.algorithms.likelihood import sequence_sums, token_log_probs
 from prefloop.chat import Rendered
 from prefloop.config import DirectConfig, DPOConfig, IPOConfig, KTOConfig, ORPOConfig, SimPOConfig
-from prefloop.models.forward import pad, response_log_probs, score_responses
+from prefloop.models.forward import (
+    arrange,
+    head_logits,
+    in_parts,
+    predicting_states,
+    score_responses,
+    whole_parts,
+)
+from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
 from prefloop.training.comparisons import Pairs, PreferenceGroup, flatten, group_micro_batches, with_mismatched
-from prefloop.training.loop import Log, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
+from prefloop.training.loop import Log, Loss, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
 
 WITH_REFERENCE = (DPOConfig, IPOConfig, KTOConfig)
 
 
+@in_one_precision
 def train_direct(
     policy: Policy,
     groups: Sequence[PreferenceGroup],
@@ -58,24 +68,24 @@ def train_direct(
     if isinstance(config, KTOConfig):
         groups, heldout = with_mismatched(groups), with_mismatched(heldout)
     if isinstance(config, WITH_REFERENCE):
-        groups, heldout = (_with_reference(model, part, config) for part in (groups, heldout))
+        groups, heldout = (with_reference(model, part, config) for part in (groups, heldout))
     steps = steps_in(len(groups), config.batch_size, config.epochs)
     optimiser = Optimiser(model.parameters(), config, steps)
     point = torch.zeros((), device=model.device)
 
-    def loss(batch: list[PreferenceGroup]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(batch: list[PreferenceGroup]) -> Iterator[Loss]:
         return preference_losses(model, batch, config, point)
 
     result: Metrics = {}
     for step, batch in enumerate(shuffled_batches(groups, config.batch_size, steps, seed), start=1):
         if isinstance(config, KTOConfig):
             point = _reference_point(model, batch, config)
-        micro = group_micro_batches(batch, config.micro_batch_tokens)
+        micro = group_micro_batches(batch, config.micro_batch_tokens, model)
         line = optimiser.step(micro, loss, sum(group.votes for group in batch))
         if isinstance(config, KTOConfig):
             line["reference_point"] = float(point)
         if heldout and is_checkpoint(step, steps):
-            result = _heldout_figures(model, heldout, config)
+            result = heldout_figures(model, heldout, config)
             line |= result
         log({"step": step, "progress": step / steps, **line, "seconds": time.perf_counter() - started})
     return result
@@ -83,10 +93,35 @@ def train_direct(
 
 def preference_losses(
     model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig, point: Float[Tensor, ""]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of every pair (KTO: of every answer), to be divided by the number of votes."""
-    sequences, pairs = flatten(groups, model.device)
-    values = _values(model, sequences, groups, config)
+) -> Iterator[Loss]:
+    """Part by part, the loss of every pair (KTO: of every answer), to be divided by the number of votes.
+
+    A part is whole groups: what an answer costs is known when all of its tokens are.
+    """
+    answers = [list(group.sequences) for group in groups]
+    tokens = [sum(one.response_tokens for one in part) for part in answers]
+    batch = arrange([one for part in answers for one in part], model)
+    parts = whole_parts(model, tokens)
+
+    def of(states: Tensor, place: slice) -> Loss:
+        number = starts.index(place.start)
+        log_probs = token_log_probs(head_logits(model, states), batch.targets[place])
+        return _part_losses([groups[i] for i in parts[number]], log_probs, config, point)
+
+    counts = [sum(tokens[i] for i in part) for part in parts]
+    starts = list(accumulate(counts, initial=0))
+    return in_parts(predicting_states(model, batch), counts, of)
+
+
+def _part_losses(
+    groups: Sequence[PreferenceGroup],
+    log_probs: Float[Tensor, " n"],
+    config: DirectConfig,
+    point: Float[Tensor, ""],
+) -> Loss:
+    """The losses of some groups, given the log-probabilities of their response tokens, end to end."""
+    sequences, pairs = flatten(groups, log_probs.device)
+    values = _values(log_probs, sequences, groups, config)
     first, second = values[pairs.first], values[pairs.second]
     wins, losses = pairs.wins, pairs.losses
     match config:
@@ -113,14 +148,18 @@ def preference_losses(
 
 
 def _values(
-    model: Any, sequences: Sequence[Rendered], groups: Sequence[PreferenceGroup], config: DirectConfig
+    log_probs: Float[Tensor, " n"],
+    sequences: Sequence[Rendered],
+    groups: Sequence[PreferenceGroup],
+    config: DirectConfig,
 ) -> Float[Tensor, " B"]:
     """What is compared: an answer's log-ratio to the reference, or its mean log-probability."""
-    batch = pad(sequences, model.device)
-    sums = sequence_sums(response_log_probs(model, batch), batch.rows, len(sequences))
+    lengths = torch.tensor([sequence.response_tokens for sequence in sequences], device=log_probs.device)
+    rows = torch.arange(len(sequences), device=log_probs.device).repeat_interleave(lengths)
+    sums = sequence_sums(log_probs, rows, len(sequences))
     if isinstance(config, WITH_REFERENCE):
         return sums - torch.cat([group.ref_log_probs for group in groups if group.ref_log_probs is not None])
-    return sums / torch.tensor([sequence.response_tokens for sequence in sequences], device=sums.device)
+    return sums / lengths
 
 
 def _votes_by_answer(pairs: Pairs, answers: int) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
@@ -132,7 +171,7 @@ def _votes_by_answer(pairs: Pairs, answers: int) -> tuple[Float[Tensor, " B"], F
     )
 
 
-def _with_reference(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> list[PreferenceGroup]:
+def with_reference(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> list[PreferenceGroup]:
     """The groups with log π_ref of each answer, from one pass over all of them."""
     answers = [sequence for group in groups for sequence in group.all_sequences]
     if not answers:
@@ -159,14 +198,14 @@ def _reference_point(model: Any, groups: Sequence[PreferenceGroup], config: KTOC
 
 
 @torch.no_grad()
-def _heldout_figures(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> Metrics:
+def heldout_figures(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> Metrics:
     votes = sum(group.votes for group in groups)
     point = torch.zeros((), device=model.device)
     if isinstance(config, KTOConfig):
         point = _reference_point(model, groups, config)
     sums = {"eval_loss": 0.0, "eval_accuracy": 0.0}
-    for batch in group_micro_batches(groups, config.micro_batch_tokens):
-        losses, stats = preference_losses(model, batch, config, point)
-        sums["eval_loss"] += float(losses.sum())
-        sums["eval_accuracy"] += float(stats["accuracy"].sum())
+    for batch in group_micro_batches(groups, config.micro_batch_tokens, model):
+        for losses, stats in preference_losses(model, batch, config, point):
+            sums["eval_loss"] += float(losses.sum())
+            sums["eval_accuracy"] += float(stats["accuracy"].sum())
     return {name: value / votes for name, value in sums.items()}

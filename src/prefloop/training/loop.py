@@ -16,6 +16,8 @@ from prefloop.config import Optimisation
 Metrics = dict[str, float]
 Log = Callable[[Metrics], None]
 """Takes one line of metrics as soon as it is known."""
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""The losses of some things, and statistics of each."""
 Item = TypeVar("Item")
 
 
@@ -69,14 +71,15 @@ class Optimiser:
     def step(
         self,
         micro_batches: Iterable[Item],
-        loss: Callable[[Item], tuple[Tensor, dict[str, Tensor]]],
+        loss: Callable[[Item], Iterable[Loss]],
         count: float,
     ) -> Metrics:
         """One step on the sum of all losses over ``count``.
 
         Args:
             micro_batches: the step's data, cut to fit memory.
-            loss: the loss of each thing in a micro-batch (tokens, pairs) and statistics of the same length.
+            loss: part by part (`models.forward.in_parts`), the loss of each thing in a micro-batch (tokens, pairs)
+                and statistics of the same length.
             count: how many things there are in the whole step, so that the cut changes nothing.
 
         Raises:
@@ -86,14 +89,14 @@ class Optimiser:
         batches = []
         for batch in micro_batches:
             batches.append(batch)
-            losses, stats = loss(batch)
-            total = losses.sum() / count
-            if not torch.isfinite(total):
-                raise NonFiniteError("the loss", batch)
-            total.backward()
-            sums["loss"] = sums.get("loss", 0.0) + float(total.detach())
-            for name, values in stats.items():
-                sums[name] = sums.get(name, 0.0) + float(values.sum()) / count
+            for losses, stats in loss(batch):
+                total = losses.sum() / count
+                if not torch.isfinite(total):
+                    raise NonFiniteError("the loss", batch)
+                total.backward()
+                sums["loss"] = sums.get("loss", 0.0) + float(total.detach())
+                for name, values in stats.items():
+                    sums[name] = sums.get(name, 0.0) + float(values.sum()) / count
         norms = {"grad_norm": self._clip(self._parameters, batches)}
         if self._apart:
             norms["critic_grad_norm"] = self._clip(self._apart, batches)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prefloop.algorithms.likelihood import token_log_probs
 from prefloop.chat import Rendered
 from prefloop.config import Optimisation
-from prefloop.models.forward import micro_batches, pad, response_log_probs, score_responses
-from prefloop.training.loop import Log, Metrics, Optimiser, is_checkpoint, shuffled_batches
+from prefloop.models.forward import (
+    arrange,
+    head_logits,
+    in_parts,
+    micro_batches,
+    predicting_states,
+    score_responses,
+    token_parts,
+)
+from prefloop.training.loop import Log, Loss, Metrics, Optimiser, is_checkpoint, shuffled_batches
 
 
 def fit(
@@ -38,9 +47,7 @@ def fit(
     model.train()
     torch.manual_seed(seed)  # dropout
     for step, batch in enumerate(shuffled_batches(sequences, batch_size, steps, seed), start=1):
-        groups = [
-            [batch[i] for i in rows] for rows in micro_batches([len(s) for s in batch], config.micro_batch_tokens)
-        ]
+        groups = [[batch[i] for i in rows] for rows in micro_batches(batch, config.micro_batch_tokens, model)]
         count = sum(sequence.response_tokens for sequence in batch)
         tokens += count
         line = optimiser.step(groups, _negative_log_likelihood(model), count)
@@ -69,8 +76,14 @@ def heldout_loss(model: Any, sequences: Sequence[Rendered], max_tokens: int) -> 
     return float(-log_probs.double().mean())
 
 
-def _negative_log_likelihood(model: Any) -> Callable[[list[Rendered]], tuple[Tensor, dict[str, Tensor]]]:
-    def loss(sequences: list[Rendered]) -> tuple[Tensor, dict[str, Tensor]]:
-        return -response_log_probs(model, pad(sequences, model.device)), {}
+def _negative_log_likelihood(model: Any) -> Callable[[list[Rendered]], Iterator[Loss]]:
+    def loss(sequences: list[Rendered]) -> Iterator[Loss]:
+        batch = arrange(sequences, model)
+        states = predicting_states(model, batch)
+
+        def of(part: Tensor, place: slice) -> Loss:
+            return -token_log_probs(head_logits(model, part), batch.targets[place]), {}
+
+        return in_parts(states, token_parts(model, len(states)), of)
 
     return loss

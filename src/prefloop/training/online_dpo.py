@@ -7,7 +7,7 @@ answers come from: from the policy of the moment, so the comparisons are about w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from prefloop.config import DPOConfig, OnlineDPOConfig
 from prefloop.feedback.records import Prompt
 from prefloop.models.forward import score_responses
+from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import Reward, total_scores
@@ -25,7 +26,7 @@ from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
 from prefloop.training.comparisons import PreferenceGroup, group_micro_batches
 from prefloop.training.direct import preference_losses
-from prefloop.training.loop import Log, Metrics, Optimiser, mean_figures, shuffled_batches, steps_in
+from prefloop.training.loop import Log, Loss, Metrics, Optimiser, mean_figures, shuffled_batches, steps_in
 from prefloop.training.on_policy import Observer, encode_prompts, laps, rollout_figures
 
 Votes = tuple[int, int, float, float]
@@ -34,6 +35,7 @@ PairJudge = Callable[[Sequence[Prompt], Rollout, int], tuple[list[list[Votes]], 
 """(prompt of each row, rollout, K) → the votes of every prompt, and figures for the metrics."""
 
 
+@in_one_precision
 def train_online_dpo(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -59,7 +61,7 @@ def train_online_dpo(
         time.perf_counter(),
     )
 
-    def loss(batch: list[PreferenceGroup]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(batch: list[PreferenceGroup]) -> Iterator[Loss]:
         return preference_losses(model, batch, loss_config, torch.zeros((), device=model.device))
 
     for iteration, batch in enumerate(batches, start=1):
@@ -88,7 +90,7 @@ def train_online_dpo(
         size = min(per_step, len(groups))
         count = steps_in(len(groups), per_step, config.epochs) if groups else 0
         for minibatch in shuffled_batches(groups, size, count, derive(seed, "update", iteration)):
-            micro = group_micro_batches(minibatch, config.micro_batch_tokens)
+            micro = group_micro_batches(minibatch, config.micro_batch_tokens, model)
             steps.append(optimiser.step(micro, loss, sum(group.votes for group in minibatch)))
         clock.append(time.perf_counter())
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,26 +50,30 @@ from prefloop.config import (
 )
 from prefloop.feedback.records import Prompt
 from prefloop.models.forward import (
+    TokenBatch,
+    arrange,
     head_logits,
-    hidden_states,
+    in_parts,
+    log_probs_of,
     micro_batches,
-    pad,
     predicting_states,
-    read_states,
+    token_parts,
 )
 from prefloop.models.heads import RewardModel
+from prefloop.models.precision import computed_in
+from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.reward import Reward, total_scores
 from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
 from prefloop.training.critic import Critic, SeparateCritic, SharedCritic
-from prefloop.training.loop import Log, Metrics, NonFiniteError, Optimiser, mean_figures, shuffled_batches
+from prefloop.training.loop import Log, Loss, Metrics, NonFiniteError, Optimiser, mean_figures, shuffled_batches
 from prefloop.training.on_policy import Observer, encode_prompts, laps, rollout_figures, shuffled_minibatches
 
-# Cached decoding and the training pass do the same sums in another order. In float32 the ratio of their
-# probabilities stays this close to 1; more means that they do not compute the same thing.
-RATIO_TOLERANCE = 1e-3
+# Cached decoding and the training pass do the same sums in another order. The ratio of their probabilities stays this
+# close to 1; more means that they do not compute the same thing.
+RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Reference:
     model: Any
 
 
+@in_one_precision
 def train_policy_gradient(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -216,15 +221,22 @@ def _read_reference(model: Any, rollout: Rollout, config: PolicyGradientConfig) 
     keep = config.kl_estimator == "full"
     log_probs = torch.zeros_like(rollout.log_probs)
     states: list[Tensor] = [torch.empty(0)] * (len(rollout) if keep else 0)
-    for rows, found, batch in read_states(model, rollout.sequences, config.micro_batch_tokens):
-        read = torch.zeros_like(log_probs[rows])
+    for rows, batch in _passes(rollout, config, model):
         with torch.no_grad():
-            read[rollout.mask[rows]] = token_log_probs(head_logits(model, found), batch.targets, config.temperature)
+            found = predicting_states(model, batch)
+        read = torch.zeros_like(log_probs[rows])
+        read[rollout.mask[rows]] = log_probs_of(model, found, batch.targets, config.temperature)
         log_probs[rows] = read
         if keep:
             for row, part in zip(rows, found.split(rollout.lengths[rows].tolist()), strict=True):
                 states[row] = part
     return Reference(log_probs, states, model)
+
+
+def _passes(rollout: Rollout, config: PolicyGradientConfig, model: Any) -> Iterator[tuple[list[int], TokenBatch]]:
+    """All rows of a rollout, cut to fit memory."""
+    for rows in micro_batches(rollout.sequences, config.micro_batch_tokens, model):
+        yield rows, arrange([rollout.sequences[row] for row in rows], model)
 
 
 def _token_rewards(
@@ -280,15 +292,15 @@ def _update(
     rollout = experience.rollout
     errors: list[float] = []
 
-    def loss(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        found, stats, error = _losses(policy.model, critic, experience, rows, config, kl_coef)
-        errors.append(error)
-        return found, stats
+    def loss(rows: list[int]) -> Iterator[Loss]:
+        for found, stats, error in _losses(policy.model, critic, experience, rows, config, kl_coef):
+            errors.append(error)
+            yield found, stats
 
     steps: list[Metrics] = []
     ratio_error = 0.0
     for minibatch in shuffled_minibatches(rollout, config, seed):
-        steps.append(_step(optimiser, rollout, minibatch, loss, config))
+        steps.append(_step(optimiser, policy, rollout, minibatch, loss, config))
         if len(steps) == 1:  # before which nothing has changed
             ratio_error = max(errors)
     _watch_ratio(ratio_error)
@@ -302,53 +314,77 @@ def _losses(
     rows: list[int],
     config: PolicyGradientConfig,
     kl_coef: float,
-) -> tuple[Tensor, dict[str, Tensor], float]:
-    """The loss of every response token of some rows, statistics of it, and how far a ratio is from 1 at most."""
+) -> Iterator[tuple[Tensor, dict[str, Tensor], float]]:
+    """Part by part, the loss of every response token of some rows, statistics of it, and how far a ratio is from 1 at
+    most."""
     rollout, ref = experience.rollout, experience.reference
     mask = rollout.mask[rows]
-    batch = pad([rollout.sequences[row] for row in rows], model.device)
-    states = predicting_states(hidden_states(model, batch), batch)
-    logits = head_logits(model, states)
-    log_probs = token_log_probs(logits, batch.targets, config.temperature)
+    batch = arrange([rollout.sequences[row] for row in rows], model)
+    old, advantages, ref_log_probs = (
+        whole[rows][mask] for whole in (rollout.log_probs, experience.advantages, ref.log_probs)
+    )
+    ref_states = torch.cat([ref.states[row] for row in rows]) if ref.states else None
 
-    old_log_probs, advantages = rollout.log_probs[rows][mask], experience.advantages[rows][mask]
-    losses, stats = policy_loss(log_probs, old_log_probs, advantages, config.clip_range, config.dual_clip)
-    stats["policy_loss"] = losses.detach()
-    if config.kl_in == "loss":
-        if config.kl_estimator == "full":
-            ref_logits = head_logits(ref.model, torch.cat([ref.states[row] for row in rows]))
-            kl = full_kl(logits, ref_logits, config.temperature)
-        else:
-            kl = kl_estimate(log_probs, ref.log_probs[rows][mask], config.kl_estimator)
-        losses = losses + kl_coef * kl
-        stats["kl_loss"] = kl.detach()
-    if critic is not None:
-        assert isinstance(config, PPOConfig)
-        assert experience.values is not None
-        assert experience.returns is not None
-        old, target = experience.values[rows][mask], experience.returns[rows][mask]
-        value_losses = value_loss(critic.values(states, batch), old, target, config.value_clip_range)
-        losses = losses + config.value_coef * value_losses
-        stats["value_loss"] = value_losses.detach()
-    if config.entropy_coef:
-        losses = losses - config.entropy_coef * token_entropy(logits, config.temperature)
-    return losses, stats, float((log_probs.detach() - old_log_probs).exp().sub(1).abs().max())
+    def of(states: Tensor, place: slice) -> tuple[Tensor, dict[str, Tensor], float]:
+        logits = head_logits(model, states)
+        log_probs = token_log_probs(logits, batch.targets[place], config.temperature)
+        losses, stats = policy_loss(log_probs, old[place], advantages[place], config.clip_range, config.dual_clip)
+        stats["policy_loss"] = losses.detach()
+        if config.kl_in == "loss":
+            if config.kl_estimator == "full":
+                assert ref_states is not None
+                kl = full_kl(logits, head_logits(ref.model, ref_states[place]), config.temperature)
+            else:
+                kl = kl_estimate(log_probs, ref_log_probs[place], config.kl_estimator)
+            losses = losses + kl_coef * kl
+            stats["kl_loss"] = kl.detach()
+        if isinstance(critic, SharedCritic):
+            value_losses, more = _value_part(critic.head(states), experience, rows, config, place)
+            losses, stats = losses + value_losses, stats | more
+        if config.entropy_coef:
+            losses = losses - config.entropy_coef * token_entropy(logits, config.temperature)
+        return losses, stats, float((log_probs.detach() - old[place]).exp().sub(1).abs().max())
+
+    states = predicting_states(model, batch)
+    yield from in_parts(states, token_parts(model, len(states)), of)
+    if isinstance(critic, SeparateCritic):
+        values = critic.values([rollout.sequences[row] for row in rows])
+        yield (*_value_part(values, experience, rows, config), 0.0)
+
+
+def _value_part(
+    values: Float[Tensor, " n"],
+    experience: Experience,
+    rows: list[int],
+    config: PolicyGradientConfig,
+    place: slice = slice(None),
+) -> Loss:
+    """The critic's part of the loss, at some of the response tokens of some rows."""
+    assert isinstance(config, PPOConfig)
+    assert experience.values is not None
+    assert experience.returns is not None
+    mask = experience.rollout.mask[rows]
+    old, target = (whole[rows][mask][place] for whole in (experience.values, experience.returns))
+    losses = value_loss(values, old, target, config.value_clip_range)
+    return config.value_coef * losses, {"value_loss": losses.detach()}
 
 
 def _step(
     optimiser: Optimiser,
+    policy: Policy,
     rollout: Rollout,
     minibatch: list[int],
-    loss: Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]],
+    loss: Callable[[list[int]], Iterator[Loss]],
     config: PolicyGradientConfig,
 ) -> Metrics:
     """One step on some rows of a rollout, in micro-batches."""
-    lengths = [len(rollout.sequences[row]) for row in minibatch]
-    micro = [[minibatch[i] for i in group] for group in micro_batches(lengths, config.micro_batch_tokens)]
+    sequences = [rollout.sequences[row] for row in minibatch]
+    groups = micro_batches(sequences, config.micro_batch_tokens, policy.model)
+    micro = [[minibatch[i] for i in group] for group in groups]
     try:
         return optimiser.step(micro, loss, int(rollout.lengths[minibatch].sum()))
     except NonFiniteError as error:
-        error.batch = [rollout.sequences[row] for row in minibatch]
+        error.batch = sequences
         raise
 
 
@@ -361,9 +397,10 @@ def _critic_figures(experience: Experience) -> Metrics:
 
 def _watch_ratio(error: float) -> None:
     """Say so when the policy that sampled is not the one that is trained."""
-    if error > RATIO_TOLERANCE:
+    tolerance = RATIO_TOLERANCE[computed_in()]
+    if error > tolerance:
         warnings.warn(
             f"sampling and training disagree: a token's probability differs by {error:.2g} (relative) "
-            f"before any update, more than {RATIO_TOLERANCE:g}. The policy gradient is biased",
+            f"before any update, more than {tolerance:g}. The policy gradient is biased",
             stacklevel=2,
         )

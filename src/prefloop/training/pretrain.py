@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prefloop.chat import Rendered
 from prefloop.config import ModelConfig, PretrainConfig
 from prefloop.models.loading import PAD_TOKEN, default_device
+from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
 from prefloop.training.loop import Log, Metrics
 from prefloop.training.maximum_likelihood import fit
@@ -60,6 +61,7 @@ def train_tokenizer(documents: Sequence[str], vocabulary: int) -> PreTrainedToke
     )
 
 
+@in_one_precision
 def train_pretrain(
     policy: Policy,
     documents: Sequence[str],

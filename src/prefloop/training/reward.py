@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from prefloop.algorithms.preference import bradley_terry_loss, centring_penalty, plackett_luce_loss
 from prefloop.config import RewardConfig, ScoreConfig
-from prefloop.models.forward import pad
+from prefloop.models.forward import arrange
 from prefloop.models.heads import RewardEnsemble, RewardModel
+from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
 from prefloop.seeds import derive
 from prefloop.training.comparisons import (
@@ -22,7 +22,10 @@ from prefloop.training.comparisons import (
     with_choices,
     with_margins,
 )
-from prefloop.training.loop import Log, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
+from prefloop.training.loop import Log, Loss, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
+
+SHIFT_PROMPTS = 1000
+"""Prompts whose answers say where 0 is, at most."""
 
 
 def make_reward(
@@ -59,6 +62,7 @@ def make_reward(
     return members[0]
 
 
+@in_one_precision
 def train_reward(
     reward: RewardModel,
     groups: Sequence[PreferenceGroup],
@@ -67,7 +71,10 @@ def train_reward(
     seed: int,
     log: Log,
 ) -> None:
-    """Train ``reward`` in place, then shift its scores so that the judged training answers have mean 0."""
+    """Train ``reward`` in place, then shift its scores so that the judged training answers have mean 0.
+
+    Of many prompts some are asked for that, so that it costs no pass over all of them.
+    """
     if not groups:
         raise ValueError("there are no comparisons to learn from. Import some, or let answers be judged first")
     groups = _prepared(groups, config)
@@ -75,19 +82,19 @@ def train_reward(
     steps = steps_in(len(groups), config.batch_size, config.epochs)
     optimiser = Optimiser(model.parameters(), config, steps)
 
-    def loss(batch: list[PreferenceGroup]) -> tuple[Tensor, dict[str, Tensor]]:
-        return _losses(reward, batch, config)
+    def loss(batch: list[PreferenceGroup]) -> list[Loss]:
+        return [_losses(reward, batch, config)]
 
     model.train()
     torch.manual_seed(seed)  # dropout
     for step, batch in enumerate(shuffled_batches(groups, config.batch_size, steps, seed), start=1):
-        micro = group_micro_batches(batch, config.micro_batch_tokens)
+        micro = group_micro_batches(batch, config.micro_batch_tokens, model)
         line = optimiser.step(micro, loss, sum(_count(group, config) for group in batch))
         if heldout and is_checkpoint(step, steps):
             line |= heldout_figures(reward, heldout, config.micro_batch_tokens, config.random_answers)
         log({"step": step, "progress": step / steps, **line, "seconds": time.perf_counter() - started})
     model.eval()
-    answers, _ = flatten(groups, model.device)
+    answers, _ = flatten(groups[:: 1 + len(groups) // SHIFT_PROMPTS], model.device)
     scores = reward.criterion_scores(answers, config.micro_batch_tokens)
     reward.shift_scores(*(-float(column.mean()) for column in scores.T))
 
@@ -109,12 +116,10 @@ def _count(group: PreferenceGroup, config: ScoreConfig) -> float:
     return group.votes
 
 
-def _losses(
-    reward: RewardModel, batch: list[PreferenceGroup], config: ScoreConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _losses(reward: RewardModel, batch: list[PreferenceGroup], config: ScoreConfig) -> Loss:
     """The loss of every pair or choice, to be divided by their count, with the centring of every pair."""
     sequences, pairs = flatten(batch, reward.device)
-    scores = reward.criterion_batch(pad(sequences, reward.device)).flatten()
+    scores = reward.criterion_batch(arrange(sequences, *(one.model for one in reward.members))).flatten()
     first, second = scores[pairs.first], scores[pairs.second]
     centring = config.centre_coef * centring_penalty(first, second)
     if config.loss == "plackett-luce":

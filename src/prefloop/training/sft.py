@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from prefloop.chat import Rendered
 from prefloop.config import SFTConfig
+from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
 from prefloop.training.loop import Log, Metrics, steps_in
 from prefloop.training.maximum_likelihood import fit
 
 
+@in_one_precision
 def train_sft(
     policy: Policy,
     demonstrations: Sequence[Rendered],

@@ -1,0 +1,229 @@
+"""Sequences end to end in one row: no padding, no cross-talk, and a prompt is read once for all its answers.
+
+A row is a series of *stems*. A stem is a prompt and the answers that branch off it: each answer's tokens see the
+prompt and what came before in that answer, and nothing else; their positions go on where the prompt ends. A sequence
+that shares nothing is a stem without branches. That is a change of layout, not of the function: every token has the
+state that it would have in a sequence of its own [Krell et al. 2021; Wang & Hegde 2024].
+
+Only attention looks beyond a token, so it alone has to know the layout. transformers lets it be replaced; whether an
+architecture hands everything over to it is measured, once a model (`packing_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "prefloop_packed"
+
+
+@dataclass(frozen=True)
+class Stem:
+    """Lengths of a prompt and of the answers that follow it in the row."""
+
+    prompt: int
+    branches: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Parts of a row whose attention is one call: n of them, padded to L, each with the M places that it may see."""
+
+    queries: Int[Tensor, "n L"]
+    keys: Int[Tensor, "n M"]
+    mask: Bool[Tensor, "n 1 L M"] | None
+    """None for plain causal attention of a part to itself."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How attention reads a row."""
+
+    stems: tuple[Stem, ...]
+    buckets: tuple[Bucket, ...]
+    order: Int[Tensor, " T"]
+    """Of each token, its place among the buckets' results."""
+
+
+WASTE = 1.3
+"""A bucket's longest part is at most this many times its shortest, and a little more: a call costs some padding."""
+
+
+def lay_out(stems: Sequence[Stem], device: torch.device) -> Layout:
+    """The layout of a row of these stems."""
+    parts: list[_Part] = []
+    at = 0
+    for stem in stems:
+        parts.append(_Part(at, stem.prompt))
+        start, at = at, at + stem.prompt
+        for length in stem.branches:
+            parts.append(_Part(at, length, start, stem.prompt))
+            at += length
+    buckets, order, done = list[Bucket](), [0] * at, 0
+    for group in _similar(parts):
+        longest = max(part.length for part in group)
+        buckets.append(_bucket(group, longest, device))
+        for row, part in enumerate(group):
+            places = range(done + row * longest, done + row * longest + part.length)
+            order[part.start : part.start + part.length] = places
+        done += len(group) * longest
+    return Layout(tuple(stems), tuple(buckets), torch.tensor(order, device=device))
+
+
+class _Part(NamedTuple):
+    start: int
+    length: int
+    prompt: int = 0
+    """Where the prompt that it sees begins, and how long that is."""
+    seen: int = 0
+
+
+def _similar(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
+    """Groups of parts of about the same length that see about as much."""
+    group: list[_Part] = []
+    for part in sorted(parts, key=lambda one: (one.seen > 0, one.seen + one.length, one.length)):
+        if group:
+            first = group[0]
+            fits = part.seen + part.length <= WASTE * (first.seen + first.length) + 8
+            if (part.seen > 0) != (first.seen > 0) or not fits:
+                yield group
+                group = []
+        group.append(part)
+    if group:
+        yield group
+
+
+def _bucket(group: Sequence[_Part], longest: int, device: torch.device) -> Bucket:
+    start, length, prompt, seen = torch.tensor(group, device=device).T[..., None]
+    steps = torch.arange(longest, device=device)
+    # Beyond a part's end stands its last token again: its results are not read.
+    queries = start + torch.minimum(steps, length - 1)
+    if not any(part.seen for part in group):
+        return Bucket(queries, queries, None)
+    before = torch.arange(max(part.seen for part in group), device=device)
+    keys = torch.cat([prompt + torch.minimum(before, seen - 1), queries], dim=1)
+    sees_prompt = (before < seen)[:, None].expand(-1, longest, -1)
+    sees_own = (steps <= steps[:, None]).expand(len(group), -1, -1)
+    return Bucket(queries, keys, torch.cat([sees_prompt, sees_own], dim=2)[:, None])
+
+
+_layout: ContextVar[Layout | None] = ContextVar("layout")
+_nearest: ContextVar[list[int]] = ContextVar("nearest")
+"""Takes the windows of layers that do not see everything before a token."""
+
+
+class CannotPackError(Exception):
+    """This architecture's attention does more than the packed one can."""
+
+
+@contextmanager
+def packed(model: Any, layout: Layout | None) -> Iterator[None]:
+    """Within it the model's attention reads one row of this layout; without a layout, rows of one sequence each."""
+    config = model.base_model.config
+    before, token = config._attn_implementation, _layout.set(layout)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _layout.reset(token)
+
+
+def attention(
+    _module: Any,
+    query: Float[Tensor, "R H T d"],
+    key: Float[Tensor, "R h T d"],
+    value: Float[Tensor, "R h T e"],
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Float[Tensor, "R T H e"], None]:
+    """Causal attention, stem by stem."""
+    beyond = (more.get(name) for name in ("softcap", "position_bias", "s_aux"))
+    if attention_mask is not None or any(one is not None for one in beyond):
+        raise CannotPackError
+    grouped, dtype = query.shape[1] != key.shape[1], value.dtype
+    # Backwards, the processor's kernel takes six times as long in bfloat16 as in float32.
+    slow = dtype == torch.bfloat16 and value.device.type == "cpu"
+    query, key, value = (part.to(torch.float32 if slow else dtype) for part in (query, key, value))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):
+            return F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            )
+
+    if (layout := _layout.get()) is None:
+        return attend(query, key, value).transpose(1, 2).to(dtype), None
+    rows = [part[0].transpose(0, 1) for part in (query, key, value)]
+    found = []
+    for bucket in layout.buckets:
+        places = (bucket.queries, bucket.keys, bucket.keys)
+        q, k, v = (
+            row.index_select(0, at.flatten()).unflatten(0, at.shape).transpose(1, 2)
+            for row, at in zip(rows, places, strict=True)
+        )
+        found.append(attend(q, k, v, bucket.mask).transpose(1, 2).flatten(0, 1))
+    return torch.cat(found).index_select(0, layout.order)[None].to(dtype), None
+
+
+def _mask(*, local_size: int | None = None, **_: Any) -> None:
+    """No mask: the layout says who sees whom. Notes how far a layer sees, where that is not everything."""
+    if local_size is not None and (windows := _nearest.get(None)) is not None:
+        windows.append(local_size)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, _mask)
+
+_measured: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def longest_packed(model: Any) -> int:
+    """The longest sequence that may be packed, in tokens; 0 where the architecture cannot be packed.
+
+    Measured on a stem with two branches and a sequence beside it, when the model is first asked about.
+    """
+    if model not in _measured:
+        _measured[model] = _measure(model)
+    return _measured[model]
+
+
+@torch.no_grad()
+def _measure(model: Any) -> int:
+    vocabulary, device = model.get_input_embeddings().num_embeddings, model.device
+    ids = torch.tensor([1 + 37 * place % (vocabulary - 1) for place in range(11)], device=device)
+    alone = [ids[:5], torch.cat([ids[:3], ids[5:8]]), ids[8:]]
+    row, layout = ids, lay_out((Stem(3, (2, 3)), Stem(3)), device)
+    positions = torch.tensor([0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2], device=device)
+    windows: list[int] = []
+    token = _nearest.set(windows)
+    try:
+        with packed(model, layout):
+            states = _states(model, row, positions)
+    except Exception:  # an architecture's own code may raise anything
+        return 0
+    finally:
+        _nearest.reset(token)
+    expected = torch.cat([_states(model, ids[:5]), _states(model, alone[1])[3:], _states(model, alone[2])])
+    if not bool((states - expected).abs().max() <= 1e-2 * expected.std(correction=0)):
+        return 0
+    return min(windows, default=2**31)
+
+
+def _states(model: Any, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    where = {} if positions is None else {"position_ids": positions[None]}
+    states: Tensor = model.base_model(input_ids=ids[None], use_cache=False, **where).last_hidden_state[0]
+    return states

@@ -1,0 +1,3 @@
+"""Published trainers agree with every layout of a pass."""
+
+from tests.layouts import layout  # noqa: F401
