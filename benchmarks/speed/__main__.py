@@ -1,6 +1,6 @@
 """prefloop and TRL in turn, on the same models and rows, beside the limit of the machine.
 
-    python -m benchmarks.speed [--sizes tiny small gpt2] [--works sft reward dpo ppo sample] [--repeats 3]
+    python -m benchmarks.speed --data FILE [--sizes tiny small gpt2] [--works sft reward dpo ppo sample] [--repeats 3]
 
 For every size and work TRL's settings are tried in a short run each, and its fastest is kept. Then prefloop, TRL and
 the bare model run in turn, each in a process of its own, ``--repeats`` times; ratios are of neighbours in time, and
@@ -32,7 +32,6 @@ from benchmarks.speed.results import Row, Turn, line, summarise, write
 PEERS = {"sft": "1.16.0", "reward": "1.16.0", "dpo": "1.16.0", "ppo": "1.12.0"}
 """TRL's release for each work."""
 WORKS = ("sft", "reward", "dpo", "ppo", "ppo-separate", "sample")
-DATA = Path("../shared/data/hh-rlhf-harmless.jsonl")
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/speed"))
-    parser.add_argument("--data", type=Path, default=DATA, help="comparisons in the hh-rlhf form")
+    parser.add_argument("--data", type=Path, required=True, help="comparisons in the hh-rlhf form")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results.json")
     options = parser.parse_args()
     found: list[Row] = []
