@@ -12,7 +12,7 @@ from prefloop.algorithms.gae import generalised_advantages
 from prefloop.algorithms.likelihood import token_log_probs
 from prefloop.algorithms.masked import masked_whiten
 from prefloop.rollout.batch import Rollout
-from prefloop.rollout.sampler import draw
+from prefloop.rollout.draw import draw
 
 REAL = torch.ones(2, 3, dtype=torch.bool)
 

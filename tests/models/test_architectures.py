@@ -26,7 +26,7 @@ from prefloop.models.forward import context_of, score_responses
 from prefloop.models.heads import RewardModel, check_score
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy
-from prefloop.rollout import sampler
+from prefloop.rollout import decoder, sampler
 from prefloop.rollout.parity import check_model
 from prefloop.rollout.sampler import _uniforms, sample
 
@@ -202,7 +202,7 @@ def test_each_mistake_in_decoding_is_seen_when_a_model_is_loaded(
     """As an architecture would make it that ignores what it is told."""
     model = gpt2() if mistake == "positions" else llama()  # rotary positions may all be off by the same number
     check_model(model, "toy")
-    inner, cache = model.base_model.forward, sampler.DynamicCache
+    inner, cache = model.base_model.forward, decoder.DynamicCache
 
     def forward(*args: Any, **given: Any) -> Any:
         if given.get("use_cache") and mistake == "positions":
@@ -224,7 +224,7 @@ def test_each_mistake_in_decoding_is_seen_when_a_model_is_loaded(
             return len(self.layers[0].keys)
 
     monkeypatch.setattr(model.base_model, "forward", forward)
-    monkeypatch.setattr(sampler, "DynamicCache", Forgetful)
+    monkeypatch.setattr(decoder, "DynamicCache", Forgetful)
     with pytest.raises(ValueError, match="gives other results with left padding and a cache than without"):
         check_model(model, "toy")
 

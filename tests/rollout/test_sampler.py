@@ -18,7 +18,8 @@ from torch import Tensor
 
 from prefloop.models.heads import ValueHead
 from prefloop.rollout.batch import Rollout
-from prefloop.rollout.sampler import _uniforms, draw, sample
+from prefloop.rollout.draw import draw
+from prefloop.rollout.sampler import _uniforms, sample
 
 EOS = 1
 PROMPTS = [[5, 6, 7], [9], [3, 3, 8, 12, 4, 9, 2, 11, 6], [7, 5], [4, 4, 4, 4, 4]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prefloop.chat import Rendered
 from prefloop.models.forward import context_of, head_logits, hidden_states, pad
-from prefloop.rollout.sampler import Decoder
+from prefloop.rollout.decoder import Decoder
 
 # Of the logits' standard deviation. In float32 rounding stays far below; a wrong position, mask or state does not.
 TOLERANCE = 1e-2

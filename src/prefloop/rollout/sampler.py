@@ -1,8 +1,8 @@
 """Batched, cached sampling.
 
 * Exactly from the distribution that is trained: softmax(logits / T), nothing cut off.
-* Prompts are padded on the left; positions count real tokens. Rows of similar length are decoded together, and
-  rows that have ended leave the batch.
+* Prompts are padded on the left; positions count real tokens. Rows that have ended make room for waiting prompts, and
+  leave the batch when none waits.
 * The K answers to a prompt share one pass over it.
 * The random numbers of a sequence are a function of seed, prompt and sample index, so the batch that a sequence
   lands in does not matter (rounding aside).
@@ -11,23 +11,25 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from prefloop.models.forward import head_logits
 from prefloop.rollout.batch import Rollout
+from prefloop.rollout.decoder import Decoder
+from prefloop.rollout.draw import draw
 
 ValueFunction = Callable[[Tensor], Tensor]
 
-# Rows leave the batch when this share of it has ended: leaving costs a copy of the cache.
+# Waiting prompts enter when this share of the rows has ended: entering costs a pass over the prompts.
+ENTER_AT = 0.125
+# Where nothing waits, rows leave the batch when this share of it has ended: leaving costs a copy of the cache.
 COMPACT_AT = 0.25
 
 
@@ -57,109 +59,81 @@ def sample(
     Returns:
         A rollout of len(prompts)·K rows, in the order of the prompts.
     """
-    rows, device = len(prompts) * answers, model.device
-    uniforms = torch.from_numpy(_all_uniforms(seed, prompts, answers, max_response_tokens)).to(device)
-    ids = torch.zeros(rows, max_response_tokens, dtype=torch.long, device=device)
-    log_probs, entropy, values = (torch.zeros(rows, max_response_tokens, device=device) for _ in range(3))
-
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    group_size = max(1, batch_size // answers)
-    for start in range(0, len(prompts), group_size):
-        group = by_length[start : start + group_size]
-        alive = torch.tensor([i * answers + k for i in group for k in range(answers)], device=device)
-        ended = torch.zeros(len(alive), dtype=torch.bool, device=device)
-        decoder = Decoder(model, [prompts[i] for i in group], answers)
-        for step in range(max_response_tokens):
-            logits = head_logits(model, decoder.states)
-            tokens, token_log_probs, token_entropy = draw(logits, uniforms[alive, step], temperature)
-            ids[alive, step] = tokens
-            log_probs[alive, step], entropy[alive, step] = token_log_probs, token_entropy
-            if value_head is not None:
-                values[alive, step] = value_head(decoder.states)
-            ended |= tokens == eos_id
-            share = float(ended.float().mean())
-            if share == 1 or step == max_response_tokens - 1:
+    uniforms = torch.from_numpy(_all_uniforms(seed, prompts, answers, max_response_tokens)).to(model.device)
+    # Longest first: newcomers then find as many columns in the cache as they need.
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+    drawn: list[tuple[Tensor, ...]] = []
+    while waiting:
+        batch = _Batch(model, prompts, answers, _take(waiting, max(1, batch_size // answers)))
+        while True:
+            states, places = batch.decoder.states, (batch.rows, batch.places)
+            tokens, log_probs, entropy = draw(head_logits(model, states), uniforms[places], temperature)
+            values = torch.zeros_like(log_probs) if value_head is None else value_head(states)
+            drawn.append((batch.decoder.running, *places, tokens, log_probs, entropy, values))
+            idle = batch.end((tokens == eos_id) | (batch.places == max_response_tokens - 1))
+            if idle == len(tokens) and not (waiting and batch.decoder.takes_newcomers):
                 break
-            if share >= COMPACT_AT:
-                running = (~ended).nonzero()[:, 0]
-                decoder.keep(running)
-                alive, tokens, ended = alive[running], tokens[running], ended[running]
-            decoder.advance(tokens)
-
-    # A row that has ended may have been decoded a little further beside others: cut after its first eos.
-    is_eos = ids == eos_id
-    mask = (is_eos.cumsum(1) - is_eos.long()) == 0
-    longest = int(mask.sum(1).max())
-    mask, is_eos = mask[:, :longest], is_eos[:, :longest]
-    ids, log_probs, entropy, values = (t[:, :longest] * mask for t in (ids, log_probs, entropy, values))
-    repeated = [prompt for prompt in prompts for _ in range(answers)]
-    return Rollout(repeated, ids, mask, log_probs, entropy, values, (is_eos & mask).any(1))
+            batch.go_on(tokens, idle, waiting)
+    return _rollout([prompt for prompt in prompts for _ in range(answers)], drawn, eos_id)
 
 
-def draw(
-    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], temperature: float
-) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Draw from softmax(logits / T) by inverting its distribution function at ``uniforms`` in [0, 1).
-
-    Returns:
-        Tokens, their log-probabilities and the distribution's entropy (nats). With T = 0 the likeliest tokens, and
-        log-probabilities and entropy at T = 1.
-    """
-    distribution = torch.log_softmax(logits.float() / (temperature or 1.0), dim=1)
-    probabilities = distribution.exp()
-    if temperature == 0:
-        tokens = logits.argmax(1)
-    else:
-        cumulative = probabilities.cumsum(1)
-        # Scaled by the sum, which rounding leaves a little off 1, and below 1 in float32 too, no uniform falls past
-        # the last possible token.
-        uniforms = uniforms.to(cumulative.dtype).clamp(max=1 - 2**-24)
-        thresholds = uniforms[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, thresholds, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    entropy = -(probabilities * distribution).sum(1)
-    return tokens, distribution.gather(1, tokens[:, None])[:, 0], entropy
+def _take(waiting: deque[int], most: int) -> list[int]:
+    return [waiting.popleft() for _ in range(min(most, len(waiting)))]
 
 
-class Decoder:
-    """The cache of a group of rows, and their latest hidden states (one for each row)."""
+class _Batch:
+    """Responses that are decoded together: the row of the result that each belongs to, and its next token's place."""
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]], answers: int) -> None:
-        self._model = model
-        # Models without attention (Mamba) call their cache so. A state that has read the prompt holds no padding any
-        # more: such a model takes an attention mask with the prompts only, and misreads a longer one.
-        self._recurrent = "cache_params" in inspect.signature(model.base_model.forward).parameters
-        self.states: Float[Tensor, "B d"]
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
-        lengths = torch.tensor([len(p) for p in prompts], device=model.device)
-        places = torch.arange(longest, device=model.device)
-        self._attention = (places >= longest - lengths[:, None]).long()
-        self._cache: Any = DynamicCache(config=model.config)
-        positions = (self._attention.cumsum(1) - 1).clamp(min=0)
-        self._run(ids, {"attention_mask": self._attention, "position_ids": positions})
-        if answers > 1:
-            self._reorder(torch.arange(len(prompts), device=model.device).repeat_interleave(answers))
+    def __init__(self, model: Any, prompts: Sequence[list[int]], answers: int, indices: list[int]) -> None:
+        self._prompts, self._answers = prompts, answers
+        self.decoder = Decoder(model, [prompts[i] for i in indices], answers)
+        self.rows = self._rows_of(indices)
+        self.places = torch.zeros_like(self.rows)
 
-    def advance(self, tokens: Int[Tensor, " B"]) -> None:
-        """Read one more token of each row."""
-        self._attention = torch.cat([self._attention, self._attention.new_ones(len(tokens), 1)], dim=1)
-        positions = self._attention.sum(1, keepdim=True) - 1
-        where = {} if self._recurrent else {"attention_mask": self._attention, "position_ids": positions}
-        self._run(tokens[:, None], where)
+    def _rows_of(self, indices: list[int]) -> Int[Tensor, " n"]:
+        rows = [i * self._answers + k for i in indices for k in range(self._answers)]
+        return torch.tensor(rows, device=self.decoder.states.device)
 
-    def keep(self, rows: Int[Tensor, " b"]) -> None:
-        """Forget all other rows."""
-        self._reorder(rows)
+    def end(self, ends: Bool[Tensor, " B"]) -> int:
+        """End those rows. How many have ended by now."""
+        running = self.decoder.running = self.decoder.running & ~ends
+        self.places = self.places + running
+        return len(running) - int(running.sum())
 
-    def _reorder(self, rows: Int[Tensor, " b"]) -> None:
-        # Of a cache's ways to choose and repeat rows, this is the one that every kind of layer has.
-        self._cache.reorder_cache(rows)
-        self._attention, self.states = self._attention[rows], self.states[rows]
+    def go_on(self, tokens: Int[Tensor, " B"], idle: int, waiting: deque[int]) -> None:
+        """To the states that the next tokens are drawn from. Rows leave and enter."""
+        enough = max(self._answers, ENTER_AT * len(tokens))
+        if waiting and self.decoder.takes_newcomers:
+            self.decoder.advance(tokens)
+            if idle >= enough:
+                self._enter(_take(waiting, idle // self._answers))
+            return
+        if idle >= COMPACT_AT * len(tokens):
+            running = self.decoder.running.nonzero()[:, 0]
+            self.decoder.keep(running)
+            self.rows, self.places, tokens = self.rows[running], self.places[running], tokens[running]
+        self.decoder.advance(tokens)
 
-    def _run(self, ids: Int[Tensor, "B T"], where: dict[str, Tensor]) -> None:
-        cache = {"cache_params" if self._recurrent else "past_key_values": self._cache}
-        states = self._model.base_model(input_ids=ids, use_cache=True, **where, **cache).last_hidden_state
-        self.states = states[:, -1]
+    def _enter(self, indices: list[int]) -> None:
+        entering = self._rows_of(indices)
+        idle = (~self.decoder.running).nonzero()[: len(entering), 0]
+        self.decoder.enter(idle, [self._prompts[i] for i in indices], self._answers)
+        self.rows = self.rows.index_copy(0, idle, entering)
+        self.places = self.places.index_fill(0, idle, 0)
+
+
+def _rollout(prompts: list[list[int]], drawn: list[tuple[Tensor, ...]], eos_id: int) -> Rollout:
+    """What was drawn, step by step, in its places. Rows that had ended were decoded along: theirs is left out."""
+    running, *columns = (torch.cat(column) for column in zip(*drawn, strict=True))
+    rows, places, tokens, *numbers = (column[running] for column in columns)
+    longest = int(places.max()) + 1
+
+    def put(values: Tensor) -> Tensor:
+        return values.new_zeros(len(prompts), longest).index_put((rows, places), values)
+
+    ids, mask = put(tokens), put(torch.ones_like(tokens, dtype=torch.bool))
+    log_probs, entropy, values = map(put, numbers)
+    return Rollout(prompts, ids, mask, log_probs, entropy, values, ((ids == eos_id) & mask).any(1))
 
 
 def _all_uniforms(

@@ -1,0 +1,163 @@
+"""The cache of a batch of rows that are decoded together, and what stands in it.
+
+A row's tokens take the last columns of the cache, end to end; the columns before them are masked out. All rows grow
+by a column at a time. Newcomers are read in a pass of their own and written over rows that have ended: the columns
+there are end with the same column as all others, whatever the length of their prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+ROOM = 64
+"""Columns that a cache has to spare at least, once it has been moved."""
+
+
+class Roomy(DynamicLayer):
+    """Keys and values of one attention layer, with room behind them, so that a token more is no copy of them all.
+
+    Of a sliding window it keeps what has left the window, too: the model's mask hides it. So rows can be written over.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append columns; all there are now."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._kept = [key_states, value_states]
+            self._start, self._end = 0, key_states.shape[2]
+        else:
+            self._append([key_states, value_states])
+        self._show()
+        return self.keys, self.values
+
+    def _append(self, states: list[Tensor]) -> None:
+        count = states[0].shape[2]
+        if self._end + count > self._kept[0].shape[2]:
+            self._move(count)
+        for kept, new in zip(self._kept, states, strict=True):
+            kept[:, :, self._end : self._end + count] = new
+        self._end += count
+
+    def _move(self, count: int) -> None:
+        """To where there is room for ``count`` columns, and for half as many as there are."""
+        used = self._end - self._start
+        for place, kept in enumerate(self._kept):
+            rows, heads, _, width = kept.shape
+            self._kept[place] = kept.new_empty(rows, heads, used + count + max(ROOM, used // 2), width)
+            self._kept[place][:, :, :used] = kept[:, :, self._start : self._end]
+        self._start, self._end = 0, used
+
+    def forget(self, columns: int) -> None:
+        """The first of them."""
+        if self.is_initialized:
+            self._start += columns
+            self._show()
+
+    def write(self, rows: Int[Tensor, " n"], newcomers: Roomy) -> None:
+        """Over rows, so that the last columns are side by side."""
+        if self.is_initialized:
+            for kept, new in zip(self._kept, (newcomers.keys, newcomers.values), strict=True):
+                kept[rows, :, self._end - new.shape[2] : self._end] = new
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " n"]) -> None:
+        """Choose and repeat rows."""
+        if self.is_initialized:
+            super().reorder_cache(beam_idx)
+            self._kept = [self.keys, self.values]
+            self._start, self._end = 0, self.keys.shape[2]
+
+    def _show(self) -> None:
+        self.keys, self.values = (kept[:, :, self._start : self._end] for kept in self._kept)
+
+
+def _empty_cache(model: Any) -> tuple[DynamicCache, bool]:
+    """And whether rows can be written over in it: not where a layer keeps anything but a column for each token."""
+    cache = DynamicCache(config=model.config)
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    if plain:
+        cache.layers = [Roomy() for _ in cache.layers]
+    return cache, plain
+
+
+class Decoder:
+    """Rows and their latest hidden states (one for each row)."""
+
+    def __init__(self, model: Any, prompts: Sequence[list[int]], answers: int) -> None:
+        self._model, device = model, model.device
+        # Models without attention (Mamba) call their cache so. A state that has read the prompt holds no padding any
+        # more: such a model takes an attention mask with the prompts only, and misreads a longer one.
+        self._recurrent = "cache_params" in inspect.signature(model.base_model.forward).parameters
+        self._cache, self.takes_newcomers = _empty_cache(model)
+        self._width = max(map(len, prompts))
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        self._starts, self._next = self._width - lengths, lengths
+        """The column of each row's first token; the position of the token that it reads next."""
+        self.running: Bool[Tensor, "B"] = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        """Whoever decodes says which rows have ended. They are read on, where they are, until others come or go."""
+        self.states: Float[Tensor, "B d"]
+        self._lay_out()
+        ids = torch.tensor([[0] * (self._width - len(p)) + p for p in prompts], device=device)
+        positions = torch.arange(self._width, device=device) - self._starts[:, None]
+        self._run(ids, positions.clamp(min=0))
+        if answers > 1:
+            self.keep(torch.arange(len(prompts), device=device).repeat_interleave(answers))
+
+    def advance(self, tokens: Int[Tensor, " B"]) -> None:
+        """Read one more token of each row."""
+        self._width += 1
+        if self._width > self._attention.shape[1]:
+            self._lay_out()
+        self._run(tokens[:, None], self._next[:, None])
+        self._next = self._next + self.running  # an ended row's might leave the model's context
+
+    def keep(self, rows: Int[Tensor, " b"]) -> None:
+        """Forget all other rows. A row may come several times."""
+        # Of a cache's ways to choose and repeat rows, this is the one that every kind of layer has.
+        self._cache.reorder_cache(rows)
+        self._starts, self._next = self._starts[rows], self._next[rows]
+        self.running, self.states = self.running[rows], self.states[rows]
+        self._lay_out()
+
+    def enter(self, rows: Int[Tensor, " n"], prompts: Sequence[list[int]], answers: int) -> None:
+        """Read prompts, and put ``answers`` rows for each in the place of these rows.
+
+        No prompt may be longer than the longest that the decoder began with or that entered last.
+        """
+        newcomers = Decoder(self._model, prompts, answers)
+        self.running[rows] = False
+        self._forget(newcomers._width)
+        assert newcomers._width <= self._width, "newcomers come longest first"
+        for layer, new in zip(self._cache.layers, newcomers._cache.layers, strict=True):
+            layer.write(rows, new)
+        self._starts[rows] = newcomers._starts + (self._width - newcomers._width)
+        self._next[rows], self.states[rows], self.running[rows] = newcomers._next, newcomers.states, True
+        self._lay_out()
+
+    def _forget(self, least: int) -> None:
+        """Columns that no running row has a token in, as long as ``least`` remain."""
+        first = torch.where(self.running, self._starts, self._width).min()
+        columns = max(0, min(int(first), self._width - least))
+        for layer in self._cache.layers:
+            layer.forget(columns)
+        self._width -= columns
+        self._starts = (self._starts - columns).clamp(min=0)
+
+    def _lay_out(self) -> None:
+        """The mask of what each row may see, for some columns to come, too."""
+        columns = torch.arange(self._width + ROOM, device=self._starts.device)
+        self._attention = (columns >= self._starts[:, None]).long()
+
+    def _run(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> None:
+        inputs: dict[str, Any] = {"cache_params" if self._recurrent else "past_key_values": self._cache}
+        if ids.shape[1] == self._width or not self._recurrent:
+            inputs |= {"attention_mask": self._attention[:, : self._width], "position_ids": positions}
+        states = self._model.base_model(input_ids=ids, use_cache=True, **inputs).last_hidden_state
+        self.states = states[:, -1]
