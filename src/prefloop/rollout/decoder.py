@@ -1,14 +1,15 @@
 """The cache of a batch of rows that are decoded together, and what stands in it.
 
-A row's tokens take the last columns of the cache, end to end; the columns before them are masked out. All rows grow
-by a column at a time. Newcomers are read in a pass of their own and written over rows that have ended: the columns
-there are end with the same column as all others, whatever the length of their prompt.
+A row's tokens take the last columns of the cache; the columns before them are masked out. All rows grow by a column at
+a time. Newcomers are read in a pass of their own and put below the rows that are there, so that they end with the same
+column, whatever the length of their prompt. Columns that all rows have masked out are dropped then.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from prefloop.models.packing import longest_packed
+from prefloop.rollout.attention import attending, spans_of
+
 ROOM = 64
 """Columns that a cache has to spare at least, once it has been moved."""
 
@@ -24,7 +28,8 @@ ROOM = 64
 class Roomy(DynamicLayer):
     """Keys and values of one attention layer, with room behind them, so that a token more is no copy of them all.
 
-    Of a sliding window it keeps what has left the window, too: the model's mask hides it. So rows can be written over.
+    Of a sliding window it keeps what has left the window, too: the model's mask hides it. So all layers have the same
+    columns.
     """
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -55,31 +60,32 @@ class Roomy(DynamicLayer):
             self._kept[place][:, :, :used] = kept[:, :, self._start : self._end]
         self._start, self._end = 0, used
 
-    def forget(self, columns: int) -> None:
-        """The first of them."""
-        if self.is_initialized:
-            self._start += columns
-            self._show()
-
-    def write(self, rows: Int[Tensor, " n"], newcomers: Roomy) -> None:
-        """Over rows, so that the last columns are side by side."""
-        if self.is_initialized:
-            for kept, new in zip(self._kept, (newcomers.keys, newcomers.values), strict=True):
-                kept[rows, :, self._end - new.shape[2] : self._end] = new
+    def choose(self, rows: Int[Tensor, " n"], first: int, newcomers: Roomy | None = None) -> None:
+        """These rows from the ``first`` column on; below them newcomers, whose last column is the same."""
+        if not self.is_initialized:
+            return
+        below = (newcomers.keys, newcomers.values) if newcomers else (self.keys[:0], self.values[:0])
+        used = self.keys.shape[2] - first
+        for place, (shown, new) in enumerate(zip((self.keys, self.values), below, strict=True)):
+            shape = len(rows) + len(new), shown.shape[1], used + max(ROOM, used // 2), shown.shape[3]
+            self._kept[place] = shown.new_empty(shape)
+            torch.index_select(shown[:, :, first:], 0, rows, out=self._kept[place][: len(rows), :, :used])
+            # What is hidden counts for nothing, but must be a number.
+            self._kept[place][len(rows) :, :, : used - new.shape[2]] = 0
+            self._kept[place][len(rows) :, :, used - new.shape[2] : used] = new
+        self._start, self._end = 0, used
+        self._show()
 
     def reorder_cache(self, beam_idx: Int[Tensor, " n"]) -> None:
         """Choose and repeat rows."""
-        if self.is_initialized:
-            super().reorder_cache(beam_idx)
-            self._kept = [self.keys, self.values]
-            self._start, self._end = 0, self.keys.shape[2]
+        self.choose(beam_idx, 0)
 
     def _show(self) -> None:
         self.keys, self.values = (kept[:, :, self._start : self._end] for kept in self._kept)
 
 
 def _empty_cache(model: Any) -> tuple[DynamicCache, bool]:
-    """And whether rows can be written over in it: not where a layer keeps anything but a column for each token."""
+    """And whether rows can enter it: not where a layer keeps anything but a column for each token."""
     cache = DynamicCache(config=model.config)
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
     if plain:
@@ -126,38 +132,37 @@ class Decoder:
         self.running, self.states = self.running[rows], self.states[rows]
         self._lay_out()
 
-    def enter(self, rows: Int[Tensor, " n"], prompts: Sequence[list[int]], answers: int) -> None:
-        """Read prompts, and put ``answers`` rows for each in the place of these rows.
+    def enter(self, prompts: Sequence[list[int]], answers: int) -> None:
+        """Put ``answers`` rows for each prompt in the place of the rows that have ended, below the others.
 
-        No prompt may be longer than the longest that the decoder began with or that entered last.
+        No prompt may be longer than any that came before it.
         """
-        newcomers = Decoder(self._model, prompts, answers)
-        self.running[rows] = False
-        self._forget(newcomers._width)
-        assert newcomers._width <= self._width, "newcomers come longest first"
-        for layer, new in zip(self._cache.layers, newcomers._cache.layers, strict=True):
-            layer.write(rows, new)
-        self._starts[rows] = newcomers._starts + (self._width - newcomers._width)
-        self._next[rows], self.states[rows], self.running[rows] = newcomers._next, newcomers.states, True
+        new, rows = Decoder(self._model, prompts, answers), self.running.nonzero()[:, 0]
+        # Columns that no running row has a token in are dropped, as long as the newcomers have room.
+        first = int(torch.cat([self._starts[rows], self._starts.new_tensor([self._width - new._width])]).min())
+        assert first >= 0, "newcomers come longest first"
+        for layer, other in zip(self._cache.layers, new._cache.layers, strict=True):
+            layer.choose(rows, first, other)
+        self._width -= first
+        starts, shift = self._starts[rows] - first, self._width - new._width
+        self._starts = torch.cat([starts, new._starts + shift])
+        self._next = torch.cat([self._next[rows], new._next])
+        self.running = torch.ones_like(self._starts, dtype=torch.bool)
+        self.states = torch.cat([self.states[rows], new.states])
         self._lay_out()
-
-    def _forget(self, least: int) -> None:
-        """Columns that no running row has a token in, as long as ``least`` remain."""
-        first = torch.where(self.running, self._starts, self._width).min()
-        columns = max(0, min(int(first), self._width - least))
-        for layer in self._cache.layers:
-            layer.forget(columns)
-        self._width -= columns
-        self._starts = (self._starts - columns).clamp(min=0)
 
     def _lay_out(self) -> None:
         """The mask of what each row may see, for some columns to come, too."""
         columns = torch.arange(self._width + ROOM, device=self._starts.device)
         self._attention = (columns >= self._starts[:, None]).long()
+        own = self._starts.device.type == "cpu" and len(columns) <= longest_packed(self._model)
+        self._spans = spans_of(self._starts.tolist(), len(columns)) if own else []
 
     def _run(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> None:
         inputs: dict[str, Any] = {"cache_params" if self._recurrent else "past_key_values": self._cache}
         if ids.shape[1] == self._width or not self._recurrent:
             inputs |= {"attention_mask": self._attention[:, : self._width], "position_ids": positions}
-        states = self._model.base_model(input_ids=ids, use_cache=True, **inputs).last_hidden_state
+        own = attending(self._model, self._spans) if self._spans and ids.shape[1] == 1 else nullcontext()
+        with own:
+            states = self._model.base_model(input_ids=ids, use_cache=True, **inputs).last_hidden_state
         self.states = states[:, -1]

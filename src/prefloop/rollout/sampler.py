@@ -28,9 +28,9 @@ from prefloop.rollout.draw import draw
 ValueFunction = Callable[[Tensor], Tensor]
 
 # Waiting prompts enter when this share of the rows has ended: entering costs a pass over the prompts.
-ENTER_AT = 0.125
+ENTER_AT = 0.25
 # Where nothing waits, rows leave the batch when this share of it has ended: leaving costs a copy of the cache.
-COMPACT_AT = 0.25
+COMPACT_AT = 0.15
 
 
 @torch.no_grad()
@@ -115,11 +115,11 @@ class _Batch:
         self.decoder.advance(tokens)
 
     def _enter(self, indices: list[int]) -> None:
+        running = self.decoder.running
+        self.decoder.enter([self._prompts[i] for i in indices], self._answers)
         entering = self._rows_of(indices)
-        idle = (~self.decoder.running).nonzero()[: len(entering), 0]
-        self.decoder.enter(idle, [self._prompts[i] for i in indices], self._answers)
-        self.rows = self.rows.index_copy(0, idle, entering)
-        self.places = self.places.index_fill(0, idle, 0)
+        self.rows = torch.cat([self.rows[running], entering])
+        self.places = torch.cat([self.places[running], torch.zeros_like(entering)])
 
 
 def _rollout(prompts: list[list[int]], drawn: list[tuple[Tensor, ...]], eos_id: int) -> Rollout:

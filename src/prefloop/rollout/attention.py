@@ -1,0 +1,99 @@
+"""Attention of one new token a row over the rows' caches, which begin at different columns.
+
+Rows come in the order of their first columns. Those side by side share a *span*: none of them looks at columns before
+the span's first. Without it, each row would pay for as many columns as the oldest row has. transformers lets attention
+be replaced; where that is the whole of what an architecture does is what `models.packing.longest_packed` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "prefloop_spans"
+LEAST, APART = 16, 32
+"""Rows of a span, and columns from the first of one span to the first of the next, at least: each span costs its
+calls, in every layer."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows side by side, and what hides the columns before each row's own."""
+
+    rows: slice
+    first: int
+    hidden: Float[Tensor, "n 1 1 C"]
+    """0 or minus infinity, of the columns from ``first`` on, some that are to come included."""
+
+
+_spans: ContextVar[Sequence[Span]] = ContextVar("spans")
+
+
+def spans_of(starts: Sequence[int], columns: int) -> list[Span]:
+    """Of rows that begin at these columns."""
+    cuts = [0]
+    for row, start in enumerate(starts):
+        if row - cuts[-1] >= LEAST and start - starts[cuts[-1]] >= APART:
+            cuts.append(row)
+    return [_span(starts, *ends, columns) for ends in pairwise([*cuts, len(starts)])]
+
+
+def _span(starts: Sequence[int], begin: int, end: int, columns: int) -> Span:
+    own = torch.tensor(starts[begin:end])
+    first = int(own.min())
+    hidden = torch.zeros(end - begin, 1, 1, columns - first)
+    hidden.masked_fill_((torch.arange(first, columns) < own[:, None])[:, None, None], -torch.inf)
+    return Span(slice(begin, end), first, hidden)
+
+
+@contextmanager
+def attending(model: Any, spans: Sequence[Span]) -> Iterator[None]:
+    """Within it the model reads one token of each row."""
+    config = model.base_model.config
+    before, token = config._attn_implementation, _spans.set(spans)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _spans.reset(token)
+
+
+def attention(
+    _module: Any,
+    query: Float[Tensor, "B H 1 d"],
+    key: Float[Tensor, "B h C d"],
+    value: Float[Tensor, "B h C e"],
+    _attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "B 1 H e"], None]:
+    """Span by span. The H/h queries that share a key are the rows of one product, so no key is repeated."""
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    queries = (query * scale).view(len(query), key.shape[1], -1, query.shape[3])
+    found = []
+    for span in _spans.get():
+        keys, values = key[span.rows, :, span.first :], value[span.rows, :, span.first :]
+        scores = _product(queries[span.rows], keys.transpose(2, 3)).float()
+        scores += span.hidden[..., : keys.shape[2]]
+        found.append(_product(scores.softmax(3).to(values.dtype), values))
+    return torch.cat(found).reshape(len(query), 1, query.shape[1], -1), None
+
+
+def _product(left: Float[Tensor, "B h g a"], right: Float[Tensor, "B h a b"]) -> Float[Tensor, "B h g b"]:
+    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, lambda **_: None)
