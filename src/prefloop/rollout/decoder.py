@@ -8,8 +8,8 @@ column, whatever the length of their prompt. Columns that all rows have masked o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from prefloop.models.packing import longest_packed
+from prefloop.models.precision import autocast, computed_in
 from prefloop.rollout.attention import attending, spans_of
 
 ROOM = 64
@@ -93,6 +94,27 @@ def _empty_cache(model: Any) -> tuple[DynamicCache, bool]:
     return cache, plain
 
 
+@contextmanager
+def casting_once(model: Any) -> Iterator[None]:
+    """Within it a model that computes in bfloat16 casts its weights at its first pass only, not at every token.
+
+    torch keeps casts until the outermost autocast ends, and only of weights that are trained: frozen ones pass for
+    such here. Nothing but the model computes in bfloat16. The weights may not change within.
+    """
+    if computed_in() == torch.float32:
+        yield
+        return
+    frozen = [p for p in model.parameters() if p.dtype == torch.float32 and not p.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with autocast(model), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 class Decoder:
     """Rows and their latest hidden states (one for each row)."""
 
@@ -163,6 +185,6 @@ class Decoder:
         if ids.shape[1] == self._width or not self._recurrent:
             inputs |= {"attention_mask": self._attention[:, : self._width], "position_ids": positions}
         own = attending(self._model, self._spans) if self._spans and ids.shape[1] == 1 else nullcontext()
-        with own:
+        with autocast(self._model), own:
             states = self._model.base_model(input_ids=ids, use_cache=True, **inputs).last_hidden_state
         self.states = states[:, -1]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prefloop.models.forward import head_logits
 from prefloop.rollout.batch import Rollout
-from prefloop.rollout.decoder import Decoder
+from prefloop.rollout.decoder import Decoder, casting_once
 from prefloop.rollout.draw import draw
 
 ValueFunction = Callable[[Tensor], Tensor]
@@ -63,17 +63,18 @@ def sample(
     # Longest first: newcomers then find as many columns in the cache as they need.
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     drawn: list[tuple[Tensor, ...]] = []
-    while waiting:
-        batch = _Batch(model, prompts, answers, _take(waiting, max(1, batch_size // answers)))
-        while True:
-            states, places = batch.decoder.states, (batch.rows, batch.places)
-            tokens, log_probs, entropy = draw(head_logits(model, states), uniforms[places], temperature)
-            values = torch.zeros_like(log_probs) if value_head is None else value_head(states)
-            drawn.append((batch.decoder.running, *places, tokens, log_probs, entropy, values))
-            idle = batch.end((tokens == eos_id) | (batch.places == max_response_tokens - 1))
-            if idle == len(tokens) and not (waiting and batch.decoder.takes_newcomers):
-                break
-            batch.go_on(tokens, idle, waiting)
+    with casting_once(model):
+        while waiting:
+            batch = _Batch(model, prompts, answers, _take(waiting, max(1, batch_size // answers)))
+            while True:
+                states, places = batch.decoder.states, (batch.rows, batch.places)
+                tokens, log_probs, entropy = draw(head_logits(model, states), uniforms[places], temperature)
+                values = torch.zeros_like(log_probs) if value_head is None else value_head(states.float())
+                drawn.append((batch.decoder.running, *places, tokens, log_probs, entropy, values))
+                idle = batch.end((tokens == eos_id) | (batch.places == max_response_tokens - 1))
+                if idle == len(tokens) and not (waiting and batch.decoder.takes_newcomers):
+                    break
+                batch.go_on(tokens, idle, waiting)
     return _rollout([prompt for prompt in prompts for _ in range(answers)], drawn, eos_id)
 
 
