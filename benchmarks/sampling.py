@@ -3,12 +3,12 @@
     python benchmarks/sampling.py [--sizes tiny small gpt2] [--parts full mixed] [--repeats 3] [--threads 1]
 
 Models from their configuration with random weights, prompts of 20 to 60 tokens, 64 sequences at a time. In the part
-``full`` nothing ends early: 64 prompts, 64 tokens each. In ``mixed`` every token is an eos with probability 1/40 and the
-limit is 128: 256 prompts whose answers differ in length. The contenders take turns, ``--repeats`` times, and the
+``full`` nothing ends early: 64 prompts, 64 tokens each. In ``mixed`` every token is an eos with probability 1/40 and
+the limit is 128: 256 prompts whose answers differ in length. The contenders take turns, ``--repeats`` times, and the
 best of each counts: seconds of the clock, and seconds of the processor, which others' work on the machine disturbs
 less. Transformers' continuous batching is timed once by default (``--slow 1``), as it may take minutes.
 
-* bare: transformers' model, `DynamicCache`, padding on the left, the likeliest token; no sampling, no log-probabilities.
+* bare: transformers' model, `DynamicCache`, padding on the left, the likeliest token and nothing else.
 * ours: `prefloop.rollout.sampler.sample`, with log-probabilities, entropies and values.
 * groups: the same on 64 prompts after the other, so that nobody enters.
 * generate: `model.generate(do_sample=True)` on the same groups, without log-probabilities.
@@ -58,7 +58,11 @@ def llama(width: int, layers: int) -> LlamaConfig:
     )
 
 
-SIZES = {"tiny": lambda: llama(128, 4), "small": lambda: llama(384, 8), "gpt2": GPT2Config}
+SIZES: dict[str, Callable[[], Any]] = {
+    "tiny": lambda: llama(128, 4),
+    "small": lambda: llama(384, 8),
+    "gpt2": GPT2Config,
+}
 
 
 def make(size: str) -> Any:
@@ -108,9 +112,7 @@ def bare(model: Any, prompts: Prompts, _eos: int, limit: int) -> int:
 
 def ours(model: Any, prompts: Prompts, eos: int, limit: int) -> int:
     head = ValueHead(model.get_output_embeddings().weight.shape[1])
-    rollout = sample(
-        model, prompts, eos_id=eos, max_response_tokens=limit, batch_size=BATCH, value_head=head
-    )
+    rollout = sample(model, prompts, eos_id=eos, max_response_tokens=limit, batch_size=BATCH, value_head=head)
     return int(rollout.lengths.sum())
 
 
@@ -191,7 +193,9 @@ def main() -> None:
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     for size in options.sizes:
         model = make(size)
-        print(f"{size}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {options.threads} threads")
+        print(
+            f"{size}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {options.threads} threads"
+        )
         for part in options.parts:
             compare(model, part, options.contenders, options.repeats, options.slow)
 

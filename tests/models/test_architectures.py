@@ -26,12 +26,14 @@ from prefloop.models.forward import context_of, score_responses
 from prefloop.models.heads import RewardModel, check_score
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy
-from prefloop.rollout import decoder, sampler
+from prefloop.rollout import decoder
 from prefloop.rollout.parity import check_model
 from prefloop.rollout.sampler import _uniforms, sample
 
 KINDS = [(name, tied) for name in ZOO for tied in (True, False)]
 NEW_TOKENS = 10
+RECURRENT = ("mamba", "mamba2", "jamba", "qwen3_next")
+"""Nobody enters a batch of these."""
 # Cached decoding and one pass over the whole do the same sums in another order.
 DECODING, ONE_PASS = 1e-4, 2e-5
 
@@ -64,13 +66,19 @@ def test_embeddings_are_tied_as_the_folder_says(policy: Policy) -> None:
 
 
 def test_line_01_and_03_sampling_is_that_of_a_slow_sampler(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left padding, K answers from one pass over the prompt, rows that leave at once, and a window that is passed."""
-    monkeypatch.setattr(sampler, "COMPACT_AT", 0.01)
+    """Left padding, K answers from one pass over the prompt, rows that leave and enter at once, a span of attention
+    for each row, and a window that is passed."""
+    for constant in ("sampler.COMPACT_AT", "sampler.ENTER_AT", "attention.LEAST", "attention.APART"):
+        monkeypatch.setattr(f"prefloop.rollout.{constant}", 0.01)
+    entered, enter = [], decoder.Decoder.enter
+    monkeypatch.setattr(decoder.Decoder, "enter", lambda *given: entered.append(1) or enter(*given))
     prompts, options = prompts_of(policy), {"max_response_tokens": NEW_TOKENS, "seed": 5, "answers": 4}
     endless = sample(policy.model, prompts, eos_id=-1, **options).ids.tolist()
     ends = {token: {row.index(token) for row in endless if token in row} for row in endless for token in row}
     eos = max(ends, key=lambda token: len(ends[token]))  # the token that ends rows at the most places
-    rollout = sample(policy.model, prompts, eos_id=eos, **options)
+    assert not entered
+    rollout = sample(policy.model, prompts, eos_id=eos, batch_size=8, **options)
+    assert bool(entered) == (policy.model.config.model_type not in RECURRENT)
     assert len(set(rollout.lengths.tolist())) > 2  # rows left the batch
     assert max(len(sequence) for sequence in rollout.sequences) > 2 * WINDOW
     for row, sequence in enumerate(rollout.sequences):
@@ -195,7 +203,7 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
         prefloop.load(tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("mistake", ["positions", "mask", "cache", "rows", "repeats"])
+@pytest.mark.parametrize("mistake", ["positions", "mask", "cache", "rows", "repeats", "newcomers"])
 def test_each_mistake_in_decoding_is_seen_when_a_model_is_loaded(
     mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +231,13 @@ def test_each_mistake_in_decoding_is_seen_when_a_model_is_loaded(
         def batch_size_now(self) -> int:
             return len(self.layers[0].keys)
 
+    if mistake == "newcomers":
+        choose = decoder.Roomy.choose
+        monkeypatch.setattr(
+            decoder.Roomy,
+            "choose",
+            lambda layer, rows, first, new=None: choose(layer, rows, first, new) or (new and layer.keys.zero_()),
+        )
     monkeypatch.setattr(model.base_model, "forward", forward)
     monkeypatch.setattr(decoder, "DynamicCache", Forgetful)
     with pytest.raises(ValueError, match="gives other results with left padding and a cache than without"):

@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tests.toys import MODELS, llama, naive_log_probs
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefloop.models.heads import ValueHead
+from prefloop.models.precision import computing_in
+from prefloop.rollout import attention
 from prefloop.rollout.batch import Rollout
+from prefloop.rollout.decoder import Decoder
 from prefloop.rollout.draw import draw
 from prefloop.rollout.sampler import _uniforms, sample
 
@@ -83,6 +87,80 @@ def test_line_01_samples_are_those_of_a_slow_sampler(model: Any, temperature: fl
     assert rollout.prompts == [prompt for prompt in PROMPTS for _ in range(answers)]
     if temperature:
         assert len({len(response) for response in expected}) > 2  # rows did leave the batch at different times
+
+
+def many_prompts(count: int, seed: int) -> list[list[int]]:
+    numbers = np.random.default_rng(seed)
+    return [numbers.integers(2, 16, length).tolist() for length in numbers.integers(1, 20, count)]
+
+
+@pytest.fixture
+def entered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and columns of the cache after each time that rows entered."""
+    seen, enter = [], Decoder.enter
+
+    def watched(decoder: Decoder, *given: Any) -> None:
+        enter(decoder, *given)
+        seen.append((len(decoder.states), decoder._width))
+
+    monkeypatch.setattr(Decoder, "enter", watched)
+    return seen
+
+
+@pytest.mark.parametrize("spans", [False, True])
+@pytest.mark.parametrize("answers", [1, 3])
+def test_line_01_rows_that_enter_are_sampled_as_if_alone(
+    model: Any, answers: int, spans: bool, entered: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if spans:
+        monkeypatch.setattr(attention, "LEAST", 2)
+        monkeypatch.setattr(attention, "APART", 2)
+    prompts = many_prompts(24, seed=answers)
+    rollout = sample(model, prompts, eos_id=EOS, max_response_tokens=12, seed=3, answers=answers, batch_size=7)
+    expected = [
+        slow_sample(model, prompt, _uniforms(3, prompt, answer, 12), 1.0)
+        for prompt in prompts
+        for answer in range(answers)
+    ]
+    assert rows(rollout) == expected
+    for row, sequence in enumerate(rollout.sequences):
+        found = rollout.log_probs[row][rollout.mask[row]].double()
+        torch.testing.assert_close(found, naive_log_probs(model, sequence), atol=1e-4, rtol=0)
+    assert len(entered) > 4
+    assert max(count for count, _ in entered) <= 7
+
+
+def test_the_cache_does_not_grow_with_the_number_of_prompts(entered: list[tuple[int, int]]) -> None:
+    sample(frequent_eos(llama(16)), many_prompts(150, 0), eos_id=EOS, max_response_tokens=8, batch_size=6)
+    assert len(entered) > 30
+    assert max(columns for _, columns in entered) <= 19 + 8
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_in_bfloat16_weights_are_cast_once_and_numbers_stay_float32(frozen: bool) -> None:
+    model, casts = llama(64), []
+    shapes = {module.weight.shape for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    model.requires_grad_(not frozen)
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, call: Any, _types: Any, given: Any = (), options: Any = None) -> Any:
+            if call is torch.ops.aten._to_copy.default and given[0].shape in shapes:
+                casts.append(given[0].shape)
+            return call(*given, **(options or {}))
+
+    head = ValueHead(16)
+    torch.nn.init.normal_(head.linear.weight)
+    with computing_in(torch.bfloat16), Watch():
+        rollout = sample(model, PROMPTS, eos_id=EOS, max_response_tokens=9, batch_size=2, value_head=head)
+    assert len(casts) == sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    assert all(parameter.requires_grad != frozen for parameter in model.parameters())
+    assert {t.dtype for t in (rollout.log_probs, rollout.entropy, rollout.values)} == {torch.float32}
+    for row, sequence in enumerate(rollout.sequences):
+        found = rollout.log_probs[row][rollout.mask[row]].double()
+        torch.testing.assert_close(found, naive_log_probs(model, sequence), atol=0.1, rtol=0)
+    # A distribution drawn from in bfloat16 would have log-probabilities of eight bits.
+    assert not torch.equal(rollout.log_probs, rollout.log_probs.bfloat16().float())
+    assert not torch.equal(rollout.values, rollout.values.bfloat16().float())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -308,3 +386,21 @@ def test_greedy_draws_report_the_log_probability_at_temperature_one() -> None:
     assert tokens.tolist() == [1]
     assert float(log_probs) == pytest.approx(float(expected[1]))
     assert float(entropy) == pytest.approx(float(-(expected.exp() * expected).sum()))
+
+
+@pytest.mark.parametrize("part", [2**22, 50_000])
+@pytest.mark.parametrize("vocabulary", [7, 4096, 50_257, 150_000])
+def test_line_01_draws_are_those_of_float64(vocabulary: int, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefloop.rollout.draw.PART", part)
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(5, vocabulary, generator=generator) * 4
+    logits[:, ::3] = -torch.inf
+    uniforms = torch.rand(5, generator=generator, dtype=torch.float64)
+    tokens, log_probs, entropy = draw(logits, uniforms, 0.7)
+    expected = torch.log_softmax(logits.double() / 0.7, 1)
+    cumulative = expected.exp().cumsum(1)
+    reached, before = (cumulative.gather(1, (tokens - less)[:, None].clamp(min=0))[:, 0] for less in (0, 1))
+    before *= tokens > 0
+    assert bool(((before - 1e-7 <= uniforms) & (uniforms <= reached + 1e-7)).all())
+    torch.testing.assert_close(log_probs.double(), expected.gather(1, tokens[:, None])[:, 0], atol=3e-6, rtol=0)
+    torch.testing.assert_close(entropy.double(), torch.special.entr(expected.exp()).sum(1), atol=3e-6, rtol=0)

@@ -1,8 +1,8 @@
 """Attention of one new token a row over the rows' caches, which begin at different columns.
 
-Rows come in the order of their first columns. Those side by side share a *span*: none of them looks at columns before
-the span's first. Without it, each row would pay for as many columns as the oldest row has. transformers lets attention
-be replaced; where that is the whole of what an architecture does is what `models.packing.longest_packed` measures.
+Rows come in the order of their first columns. Those side by side share a *span*: none of them looks at columns
+before the span's first. Without spans, each row would pay for as many columns as the oldest row has. transformers
+lets attention be replaced; for which architectures that is right is what `models.packing.longest_packed` measures.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def attention(
     key: Float[Tensor, "B h C d"],
     value: Float[Tensor, "B h C e"],
     _attention_mask: Tensor | None,
-    dropout: float = 0.0,
+    dropout: float = 0.0,  # noqa: ARG001 (part of transformers' call; nothing is dropped here)
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "B 1 H e"], None]:

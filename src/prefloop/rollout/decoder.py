@@ -1,8 +1,8 @@
 """The cache of a batch of rows that are decoded together, and what stands in it.
 
-A row's tokens take the last columns of the cache; the columns before them are masked out. All rows grow by a column at
-a time. Newcomers are read in a pass of their own and put below the rows that are there, so that they end with the same
-column, whatever the length of their prompt. Columns that all rows have masked out are dropped then.
+A row's tokens take the last columns of the cache; the columns before them are masked out. All rows grow by a column
+at a time. Newcomers are read in a pass of their own and put below the rows that are there, so that they end with the
+same column, whatever the length of their prompt. Columns that all rows have masked out are dropped then.
 """
 
 from __future__ import annotations
@@ -33,56 +33,63 @@ class Roomy(DynamicLayer):
     columns.
     """
 
+    keys: Float[Tensor, "B h C d"]
+    values: Float[Tensor, "B h C e"]
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append columns; all there are now."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._kept = [key_states, value_states]
-            self._start, self._end = 0, key_states.shape[2]
-        else:
-            self._append([key_states, value_states])
-        self._show()
+            self._hold(key_states, value_states, key_states.shape[2])
+            return self.keys, self.values
+        used, count = self.keys.shape[2], key_states.shape[2]
+        if used + count > self._kept[0].shape[2]:
+            self._hold(_moved(self.keys, used + count), _moved(self.values, used + count), used)
+        for kept, new in zip(self._kept, (key_states, value_states), strict=True):
+            kept[:, :, used : used + count] = new
+        self._hold(*self._kept, used + count)
         return self.keys, self.values
-
-    def _append(self, states: list[Tensor]) -> None:
-        count = states[0].shape[2]
-        if self._end + count > self._kept[0].shape[2]:
-            self._move(count)
-        for kept, new in zip(self._kept, states, strict=True):
-            kept[:, :, self._end : self._end + count] = new
-        self._end += count
-
-    def _move(self, count: int) -> None:
-        """To where there is room for ``count`` columns, and for half as many as there are."""
-        used = self._end - self._start
-        for place, kept in enumerate(self._kept):
-            rows, heads, _, width = kept.shape
-            self._kept[place] = kept.new_empty(rows, heads, used + count + max(ROOM, used // 2), width)
-            self._kept[place][:, :, :used] = kept[:, :, self._start : self._end]
-        self._start, self._end = 0, used
 
     def choose(self, rows: Int[Tensor, " n"], first: int, newcomers: Roomy | None = None) -> None:
         """These rows from the ``first`` column on; below them newcomers, whose last column is the same."""
         if not self.is_initialized:
             return
-        below = (newcomers.keys, newcomers.values) if newcomers else (self.keys[:0], self.values[:0])
-        used = self.keys.shape[2] - first
-        for place, (shown, new) in enumerate(zip((self.keys, self.values), below, strict=True)):
-            shape = len(rows) + len(new), shown.shape[1], used + max(ROOM, used // 2), shown.shape[3]
-            self._kept[place] = shown.new_empty(shape)
-            torch.index_select(shown[:, :, first:], 0, rows, out=self._kept[place][: len(rows), :, :used])
-            # What is hidden counts for nothing, but must be a number.
-            self._kept[place][len(rows) :, :, : used - new.shape[2]] = 0
-            self._kept[place][len(rows) :, :, used - new.shape[2] : used] = new
-        self._start, self._end = 0, used
-        self._show()
+        keys, values = (newcomers.keys, newcomers.values) if newcomers else (self.keys[:0], self.values[:0])
+        keys = _chosen(self.keys[:, :, first:], rows, keys)
+        self._hold(keys, _chosen(self.values[:, :, first:], rows, values), self.keys.shape[2] - first)
 
     def reorder_cache(self, beam_idx: Int[Tensor, " n"]) -> None:
         """Choose and repeat rows."""
         self.choose(beam_idx, 0)
 
-    def _show(self) -> None:
-        self.keys, self.values = (kept[:, :, self._start : self._end] for kept in self._kept)
+    def _hold(self, keys: Tensor, values: Tensor, used: int) -> None:
+        """Buffers whose first ``used`` columns mean something."""
+        self._kept = (keys, values)
+        self.keys, self.values = keys[:, :, :used], values[:, :, :used]
+
+
+def _room(columns: int) -> int:
+    return columns + max(ROOM, columns // 2)
+
+
+def _moved(shown: Float[Tensor, "B h C d"], columns: int) -> Float[Tensor, "B h R d"]:
+    """To where there is room for ``columns`` columns, and half as many again."""
+    rows, heads, used, width = shown.shape
+    found = shown.new_empty(rows, heads, _room(columns), width)
+    found[:, :, :used] = shown
+    return found
+
+
+def _chosen(
+    shown: Float[Tensor, "B h C d"], rows: Int[Tensor, " n"], below: Float[Tensor, "m h c d"]
+) -> Float[Tensor, "b h R d"]:
+    _, heads, used, width = shown.shape
+    found = shown.new_empty(len(rows) + len(below), heads, _room(used), width)
+    torch.index_select(shown, 0, rows, out=found[: len(rows), :, :used])
+    # What is hidden counts for nothing, but must be a number.
+    found[len(rows) :, :, : used - below.shape[2]] = 0
+    found[len(rows) :, :, used - below.shape[2] : used] = below
+    return found
 
 
 def _empty_cache(model: Any) -> tuple[DynamicCache, bool]:
@@ -128,7 +135,7 @@ class Decoder:
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         self._starts, self._next = self._width - lengths, lengths
         """The column of each row's first token; the position of the token that it reads next."""
-        self.running: Bool[Tensor, "B"] = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        self.running: Bool[Tensor, " B"] = torch.ones(len(prompts), dtype=torch.bool, device=device)
         """Whoever decodes says which rows have ended. They are read on, where they are, until others come or go."""
         self.states: Float[Tensor, "B d"]
         self._lay_out()
@@ -149,7 +156,7 @@ class Decoder:
     def keep(self, rows: Int[Tensor, " b"]) -> None:
         """Forget all other rows. A row may come several times."""
         # Of a cache's ways to choose and repeat rows, this is the one that every kind of layer has.
-        self._cache.reorder_cache(rows)
+        self._cache.reorder_cache(rows)  # type: ignore[arg-type]
         self._starts, self._next = self._starts[rows], self._next[rows]
         self.running, self.states = self.running[rows], self.states[rows]
         self._lay_out()
@@ -163,7 +170,8 @@ class Decoder:
         # Columns that no running row has a token in are dropped, as long as the newcomers have room.
         first = int(torch.cat([self._starts[rows], self._starts.new_tensor([self._width - new._width])]).min())
         assert first >= 0, "newcomers come longest first"
-        for layer, other in zip(self._cache.layers, new._cache.layers, strict=True):
+        layers: Any = zip(self._cache.layers, new._cache.layers, strict=True)
+        for layer, other in layers:
             layer.choose(rows, first, other)
         self._width -= first
         starts, shift = self._starts[rows] - first, self._width - new._width

@@ -1,7 +1,7 @@
 """A model is measured as it is loaded: does batched, cached decoding say what the model itself says of one sequence?
 
 A measurement, not a list of names: transformers has some two hundred causal architectures and changes them. It costs
-eight passes over at most ten tokens, which is little beside reading the weights. It cannot see what begins beyond
+a dozen passes over at most ten tokens, which is little beside reading the weights. It cannot see what begins beyond
 ten tokens, as a sliding window does; ``tests/models/test_architectures.py`` goes there with small models.
 """
 
@@ -83,6 +83,10 @@ def _fault(model: Any) -> str | None:
         if place < whole - long:
             decoder.advance(torch.tensor([ids[row] for row in places], device=model.device))
             places = [row + 1 for row in places]
+        if place == 1 and decoder.takes_newcomers:
+            decoder.running = torch.tensor([False, True], device=model.device)
+            decoder.enter([ids[:short]], answers=2)
+            places = [places[1], short, short]
     return None
 
 
