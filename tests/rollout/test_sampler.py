@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from tests.toys import MODELS, llama, naive_log_probs
+from tests.toys import MODELS, gpt2, llama, naive_log_probs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -404,3 +404,12 @@ def test_line_01_draws_are_those_of_float64(vocabulary: int, part: int, monkeypa
     assert bool(((before - 1e-7 <= uniforms) & (uniforms <= reached + 1e-7)).all())
     torch.testing.assert_close(log_probs.double(), expected.gather(1, tokens[:, None])[:, 0], atol=3e-6, rtol=0)
     torch.testing.assert_close(entropy.double(), torch.special.entr(expected.exp()).sum(1), atol=3e-6, rtol=0)
+
+
+def test_rows_that_have_ended_do_not_leave_the_models_context(entered: list[tuple[int, int]]) -> None:
+    """A row that ended at the very last position waits for others to end, so that newcomers can take their places."""
+    prompts = [[2 + place % 14 for place in range(start, start + 9)] for start in range(60)]
+    model = frequent_eos(gpt2(16, n_positions=16))
+    rollout = sample(model, prompts, eos_id=EOS, max_response_tokens=8, batch_size=8)
+    assert len(entered) > 4
+    assert {True, False} == set(rollout.ended.tolist())

@@ -150,8 +150,9 @@ class Decoder:
         self._width += 1
         if self._width > self._attention.shape[1]:
             self._lay_out()
-        self._run(tokens[:, None], self._next[:, None])
-        self._next = self._next + self.running  # an ended row's might leave the model's context
+        # An ended row stays at its last position: the next might be outside the model's context.
+        self._run(tokens[:, None], (self._next - (~self.running).long())[:, None])
+        self._next = self._next + self.running
 
     def keep(self, rows: Int[Tensor, " b"]) -> None:
         """Forget all other rows. A row may come several times."""
