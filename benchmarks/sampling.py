@@ -146,7 +146,7 @@ def length_of(ids: Sequence[int], eos: int) -> int:
 
 def in_bfloat16(contender: Callable[..., int]) -> Callable[..., int]:
     def run(model: Any, *given: Any) -> int:
-        with computing_in(torch.bfloat16), autocast(model):
+        with computing_in("bfloat16"), autocast(model):
             return contender(model, *given)
 
     return run

@@ -150,7 +150,7 @@ def test_in_bfloat16_weights_are_cast_once_and_numbers_stay_float32(frozen: bool
 
     head = ValueHead(16)
     torch.nn.init.normal_(head.linear.weight)
-    with computing_in(torch.bfloat16), Watch():
+    with computing_in("bfloat16"), Watch():
         rollout = sample(model, PROMPTS, eos_id=EOS, max_response_tokens=9, batch_size=2, value_head=head)
     assert len(casts) == sum(isinstance(module, torch.nn.Linear) for module in model.modules())
     assert all(parameter.requires_grad != frozen for parameter in model.parameters())
