@@ -136,6 +136,16 @@ def test_the_cache_does_not_grow_with_the_number_of_prompts(entered: list[tuple[
     assert max(columns for _, columns in entered) <= 19 + 8
 
 
+@pytest.mark.parametrize("answers", [1, 3, 4])
+def test_the_batch_is_full_again_whenever_rows_enter(answers: int, entered: list[tuple[int, int]]) -> None:
+    """Also where fewer rows have ended than a prompt has answers: their room is not lost."""
+    options = {"max_response_tokens": 8, "answers": answers, "batch_size": 12}
+    sample(frequent_eos(llama(16)), many_prompts(100, 0), eos_id=EOS, **options)
+    *before, _ = entered  # the last prompts may be too few
+    assert len(before) > 10
+    assert min(count for count, _ in before) > 12 - answers
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_in_bfloat16_weights_are_cast_once_and_numbers_stay_float32(frozen: bool) -> None:
     model, casts = llama(64), []

@@ -89,6 +89,7 @@ class _Batch:
         self._prompts, self._answers = prompts, answers
         self.decoder = Decoder(model, [prompts[i] for i in indices], answers)
         self.rows = self._rows_of(indices)
+        self._size = len(self.rows)
         self.places = torch.zeros_like(self.rows)
 
     def _rows_of(self, indices: list[int]) -> Int[Tensor, " n"]:
@@ -103,11 +104,11 @@ class _Batch:
 
     def go_on(self, tokens: Int[Tensor, " B"], idle: int, waiting: deque[int]) -> None:
         """To the states that the next tokens are drawn from. Rows leave and enter."""
-        enough = max(self._answers, ENTER_AT * len(tokens))
         if waiting and self.decoder.takes_newcomers:
             self.decoder.advance(tokens)
-            if idle >= enough:
-                self._enter(_take(waiting, idle // self._answers))
+            free = self._size - len(tokens) + idle  # of all the rows that there is room for
+            if free >= max(self._answers, ENTER_AT * self._size):
+                self._enter(_take(waiting, free // self._answers))
             return
         if idle >= COMPACT_AT * len(tokens):
             running = self.decoder.running.nonzero()[:, 0]
