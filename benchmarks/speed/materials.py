@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -25,10 +24,10 @@ from prefloop.feedback.formats import read_file
 from prefloop.feedback.records import Completion, Judgement, Message, Prompt
 from prefloop.models.heads import RewardModel
 from prefloop.policy import Policy, load_policy
+from prefloop.training.pretrain import train_tokenizer
 from prefloop.training.sft import train_sft
 
 VOCABULARY = 4096
-EOS, PAD = "<|eos|>", "<|pad|>"
 LONGEST = 512
 """Tokens of a row at most, prompt and answer together: nothing is cut by either side."""
 LESSONS = 1024
@@ -56,7 +55,7 @@ def sizes() -> dict[str, Size]:
     return {
         "tiny": Size(_llama(128, 4, 4), 512, 32, 128, 6, 5e-4, True),
         "small": Size(_llama(384, 8, 6), 192, 32, 64, 3, 3e-4, True),
-        "gpt2": Size(GPT2Config(bos_token_id=0, eos_token_id=0, pad_token_id=1), 32, 8, 16, 2, 1e-4, False),
+        "gpt2": Size(GPT2Config(bos_token_id=1, eos_token_id=1, pad_token_id=0), 32, 8, 16, 2, 1e-4, False),
     }
 
 
@@ -71,8 +70,8 @@ def _llama(width: int, layers: int, heads: int) -> PretrainedConfig:
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
     )
 
 
@@ -81,7 +80,8 @@ def make(folder: Path, name: str, data: Path) -> Size:
     size = sizes()[name]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "rows.jsonl").exists():
-        tokenizer = _tokenizer(data)
+        with data.open(encoding="utf-8") as file:
+            tokenizer = train_tokenizer([json.loads(line)["chosen"] for line in file], VOCABULARY)
         tokenizer.save_pretrained(folder / "tokenizer")
         rows = _rows(data, Chat(tokenizer))
         _write(folder / "prompts.jsonl", [row for row in rows if len(row["ids"]) <= PPO_PROMPT])
@@ -109,22 +109,6 @@ def _fine_tune(policy: Policy, rows: Path) -> None:
         for row in found
     ]
     train_sft(policy, examples, [], SFTConfig(learning_rate=2e-3), 0, lambda _: None)
-
-
-def _tokenizer(data: Path) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding, learnt from the comparisons."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    with data.open(encoding="utf-8") as file:
-        bpe.train_from_iterator((json.loads(line)["chosen"] for line in file), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=PAD)
 
 
 def _rows(data: Path, chat: Chat) -> list[dict[str, Any]]:

@@ -115,10 +115,28 @@ def test_a_prompt_is_read_once_for_its_answers() -> None:
     sequences = answers_to_one_prompt(random_sequences(1, LENGTHS))
     batch = pack(sequences, CPU)
     first = LENGTHS[0][0]
-    assert batch.ids.numel() == sum(map(len, sequences)) - 2 * first
+    assert (
+        sum(stem.prompt + sum(stem.branches) for stem in batch.layout.stems) == sum(map(len, sequences)) - 2 * first
+    )
     assert batch.layout.stems[0] == Stem(first, (LENGTHS[0][1], 3, 3))
     assert batch.rows.tolist() == pad(sequences, CPU).rows.tolist()
     assert torch.equal(batch.targets, pad(sequences, CPU).targets)
+
+
+def test_dropout_does_not_pass_for_an_architecture_that_cannot_be_packed() -> None:
+    model = gpt2(attn_pdrop=0.5, resid_pdrop=0.5).train()
+    state = torch.random.get_rng_state()
+    assert longest_packed(model)
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 100, 257, 511, 512, 5000])
+def test_rows_are_of_few_lengths(tokens: int) -> None:
+    batch = pack(lengths_of([tokens]), CPU)
+    lengths = {pack(lengths_of([other]), CPU).ids.numel() for other in range(256, 512)}
+    assert tokens <= batch.ids.numel() <= tokens * 9 / 8
+    assert len(lengths) <= 9
 
 
 def test_sequences_of_one_length_stay_in_rows() -> None:

@@ -94,7 +94,7 @@ def pad(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:
 
 
 def pack(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:
-    """One row, without padding: `packing`'s layout."""
+    """One row: `packing`'s layout, and a few tokens behind it that are nobody's."""
     ids: list[int] = []
     positions: list[int] = []
     layout: list[Stem] = []
@@ -116,8 +116,17 @@ def pack(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:
             ids += branch
             positions += range(len(start), len(one))
         layout.append(Stem(len(start), tuple(len(one) - len(start) for one in stem)))
-    row, where = torch.tensor([ids], device=device), torch.tensor([positions], device=device)
-    return TokenBatch(row, where, lay_out(layout, device), **_looked_at(sequences, places, device))
+    filler = -len(ids) % _step(len(ids))
+    row, where = (torch.tensor([part + [0] * filler], device=device) for part in (ids, positions))
+    return TokenBatch(row, where, lay_out(layout, device, filler), **_looked_at(sequences, places, device))
+
+
+def _step(tokens: int) -> int:
+    """Rows are so many tokens, or twice, three times, …: eight lengths from one power of two to the next.
+
+    For every length that it has not seen, a processor's library writes code and keeps it.
+    """
+    return 2 ** max(0, tokens.bit_length() - 4)
 
 
 def _prompt(sequence: Rendered) -> int:

@@ -6,7 +6,7 @@ that shares nothing is a stem without branches. That is a change of layout, not 
 state that it would have in a sequence of its own [Krell et al. 2021; Wang & Hegde 2024].
 
 Only attention looks beyond a token, so it alone has to know the layout. transformers lets it be replaced; whether an
-architecture hands everything over to it is measured, once a model (`packing_of`).
+architecture hands everything over to it is measured, once a model (`longest_packed`).
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ WASTE = 1.3
 """A bucket's longest part is at most this many times its shortest, and a little more: a call costs some padding."""
 
 
-def lay_out(stems: Sequence[Stem], device: torch.device) -> Layout:
-    """The layout of a row of these stems."""
+def lay_out(stems: Sequence[Stem], device: torch.device, filler: int = 0) -> Layout:
+    """The layout of a row of these stems, and of ``filler`` tokens behind them that are nobody's: they attend to
+    nothing."""
     parts: list[_Part] = []
     at = 0
     for stem in stems:
@@ -78,7 +79,7 @@ def lay_out(stems: Sequence[Stem], device: torch.device) -> Layout:
             places = range(done + row * longest, done + row * longest + part.length)
             order[part.start : part.start + part.length] = places
         done += len(group) * longest
-    return Layout(tuple(stems), tuple(buckets), torch.tensor(order, device=device))
+    return Layout(tuple(stems), tuple(buckets), torch.tensor(order + [0] * filler, device=device))
 
 
 class _Part(NamedTuple):
@@ -128,15 +129,24 @@ class CannotPackError(Exception):
 
 
 @contextmanager
-def packed(model: Any, layout: Layout | None) -> Iterator[None]:
-    """Within it the model's attention reads one row of this layout; without a layout, rows of one sequence each."""
+def attending_by(model: Any, name: str) -> Iterator[None]:
+    """Within it the model's attention is the function that is registered under this name."""
     config = model.base_model.config
-    before, token = config._attn_implementation, _layout.set(layout)
-    config._attn_implementation = NAME
+    before, config._attn_implementation = config._attn_implementation, name
     try:
         yield
     finally:
         config._attn_implementation = before
+
+
+@contextmanager
+def packed(model: Any, layout: Layout | None) -> Iterator[None]:
+    """Within it the model's attention reads one row of this layout; without a layout, rows of one sequence each."""
+    token = _layout.set(layout)
+    try:
+        with attending_by(model, NAME):
+            yield
+    finally:
         _layout.reset(token)
 
 
@@ -197,7 +207,9 @@ def longest_packed(model: Any) -> int:
     Measured on a stem with two branches and a sequence beside it, when the model is first asked about.
     """
     if model not in _measured:
-        _measured[model] = _measure(model)
+        training = model.training
+        _measured[model] = _measure(model.eval())  # dropout would pass for cross-talk
+        model.train(training)
     return _measured[model]
 
 

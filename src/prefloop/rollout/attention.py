@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from prefloop.models.packing import attending_by
+
 NAME = "prefloop_spans"
 LEAST, APART = 16, 32
 """Rows of a span, and columns from the first of one span to the first of the next, at least: each span costs its
@@ -59,13 +61,11 @@ def _span(starts: Sequence[int], begin: int, end: int, columns: int) -> Span:
 @contextmanager
 def attending(model: Any, spans: Sequence[Span]) -> Iterator[None]:
     """Within it the model reads one token of each row."""
-    config = model.base_model.config
-    before, token = config._attn_implementation, _spans.set(spans)
-    config._attn_implementation = NAME
+    token = _spans.set(spans)
     try:
-        yield
+        with attending_by(model, NAME):
+            yield
     finally:
-        config._attn_implementation = before
         _spans.reset(token)
 
 
