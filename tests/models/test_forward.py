@@ -167,6 +167,8 @@ def test_parts_are_of_about_as_many_logits_as_they_may_have(monkeypatch: pytest.
     monkeypatch.setattr(forward, "PART", 32 * 7)
     assert token_parts(model, 16) == [7, 7, 2]
     assert whole_parts(model, [3, 4, 1, 9, 2, 2]) == [[0, 1], [2], [3], [4, 5]]
+    monkeypatch.setattr(forward, "PART", 32 * 512)
+    assert token_parts(model, 1500) == [512, 512, 448, 28], "of few lengths"
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 60, 10_000])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prefloop.algorithms.likelihood import token_log_probs
 from prefloop.chat import Rendered
-from prefloop.models.packing import Layout, Stem, lay_out, longest_packed, packed
+from prefloop.models.packing import Layout, Stem, few, grain, lay_out, longest_packed, packed
 from prefloop.models.precision import autocast
 
 Result = TypeVar("Result")
@@ -116,17 +116,9 @@ def pack(sequences: Sequence[Rendered], device: torch.device) -> TokenBatch:
             ids += branch
             positions += range(len(start), len(one))
         layout.append(Stem(len(start), tuple(len(one) - len(start) for one in stem)))
-    filler = -len(ids) % _step(len(ids))
+    filler = few(len(ids)) - len(ids)
     row, where = (torch.tensor([part + [0] * filler], device=device) for part in (ids, positions))
     return TokenBatch(row, where, lay_out(layout, device, filler), **_looked_at(sequences, places, device))
-
-
-def _step(tokens: int) -> int:
-    """Rows are so many tokens, or twice, three times, …: eight lengths from one power of two to the next.
-
-    For every length that it has not seen, a processor's library writes code and keeps it.
-    """
-    return 2 ** max(0, tokens.bit_length() - 4)
 
 
 def _prompt(sequence: Rendered) -> int:
@@ -206,9 +198,12 @@ def in_parts(
 
 
 def token_parts(model: Any, tokens: int) -> list[int]:
-    """Tokens of each part of about `PART` logits."""
-    most = _most(model)
-    return [min(most, tokens - start) for start in range(0, tokens, most)]
+    """Tokens of each part of about `PART` logits at most; of few lengths."""
+    most, parts = _most(model), list[int]()
+    while tokens:
+        parts.append(min(most, tokens - tokens % grain(tokens)))
+        tokens -= parts[-1]
+    return parts
 
 
 def _most(model: Any) -> int:

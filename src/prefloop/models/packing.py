@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,6 +26,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+
+from prefloop.models.attention import LONGEST, written_out
 
 NAME = "prefloop_packed"
 
@@ -45,6 +49,13 @@ class Bucket:
     mask: Bool[Tensor, "n 1 L M"] | None
     """None for plain causal attention of a part to itself."""
 
+    @cached_property
+    def hidden(self) -> Float[Tensor, "#n L M"]:
+        """Minus infinity where a query may not look, else 0."""
+        length = self.queries.shape[1]
+        mask = self.queries.new_ones(1, length, length).tril() if self.mask is None else self.mask[:, 0]
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask == 0, -torch.inf)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -60,6 +71,19 @@ WASTE = 1.3
 """A bucket's longest part is at most this many times its shortest, and a little more: a call costs some padding."""
 
 
+def grain(count: int) -> int:
+    """What a number of rows should be a multiple of: eight numbers remain from one power of two to the next.
+
+    For every shape that it has not seen, a processor's library writes code for bfloat16, and keeps it.
+    """
+    return 2 ** max(0, count.bit_length() - 4)
+
+
+def few(count: int) -> int:
+    """``count``, or the next number above it that is one of few."""
+    return count + -count % grain(count)
+
+
 def lay_out(stems: Sequence[Stem], device: torch.device, filler: int = 0) -> Layout:
     """The layout of a row of these stems, and of ``filler`` tokens behind them that are nobody's: they attend to
     nothing."""
@@ -73,7 +97,7 @@ def lay_out(stems: Sequence[Stem], device: torch.device, filler: int = 0) -> Lay
             at += length
     buckets, order, done = list[Bucket](), [0] * at, 0
     for group in _similar(parts):
-        longest = max(part.length for part in group)
+        longest = few(max(part.length for part in group))
         buckets.append(_bucket(group, longest, device))
         for row, part in enumerate(group):
             places = range(done + row * longest, done + row * longest + part.length)
@@ -90,19 +114,21 @@ class _Part(NamedTuple):
     seen: int = 0
 
 
-def _similar(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
-    """Groups of parts of about the same length that see about as much."""
-    group: list[_Part] = []
-    for part in sorted(parts, key=lambda one: (one.seen > 0, one.seen + one.length, one.length)):
-        if group:
-            first = group[0]
-            fits = part.seen + part.length <= WASTE * (first.seen + first.length) + 8
-            if (part.seen > 0) != (first.seen > 0) or not fits:
-                yield group
-                group = []
-        group.append(part)
-    if group:
-        yield group
+def _similar(parts: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
+    """Groups of parts of about the same length that see about as much; as many as a power of two."""
+    parts = sorted(parts, key=lambda one: (one.seen > 0, one.seen + one.length, one.length))
+    while parts:
+        count = 2 ** (_alike(parts).bit_length() - 1)
+        yield parts[:count]
+        parts = parts[count:]
+
+
+def _alike(parts: Sequence[_Part]) -> int:
+    """How many of them, from the first on, could be in one call with it."""
+    first = parts[0]
+    most = WASTE * (first.seen + first.length) + 8
+    fitting = takewhile(lambda one: one.seen + one.length <= most and bool(one.seen) == bool(first.seen), parts)
+    return sum(1 for _ in fitting)
 
 
 def _bucket(group: Sequence[_Part], longest: int, device: torch.device) -> Bucket:
@@ -112,7 +138,7 @@ def _bucket(group: Sequence[_Part], longest: int, device: torch.device) -> Bucke
     queries = start + torch.minimum(steps, length - 1)
     if not any(part.seen for part in group):
         return Bucket(queries, queries, None)
-    before = torch.arange(max(part.seen for part in group), device=device)
+    before = torch.arange(few(max(part.seen for part in group)), device=device)
     keys = torch.cat([prompt + torch.minimum(before, seen - 1), queries], dim=1)
     sees_prompt = (before < seen)[:, None].expand(-1, longest, -1)
     sees_own = (steps <= steps[:, None]).expand(len(group), -1, -1)
@@ -164,29 +190,33 @@ def attention(
     beyond = (more.get(name) for name in ("softcap", "position_bias", "s_aux"))
     if attention_mask is not None or any(one is not None for one in beyond):
         raise CannotPackError
-    grouped, dtype = query.shape[1] != key.shape[1], value.dtype
-    # Backwards, the processor's kernel takes six times as long in bfloat16 as in float32.
+    grouped, dtype, scale = query.shape[1] != key.shape[1], value.dtype, scaling or query.shape[3] ** -0.5
     slow = dtype == torch.bfloat16 and value.device.type == "cpu"
-    query, key, value = (part.to(torch.float32 if slow else dtype) for part in (query, key, value))
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
-            return F.scaled_dot_product_attention(
-                q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-            )
+        q, k, v = (part.to(torch.float32 if slow else dtype) for part in (q, k, v))
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        ).to(dtype)
 
-    if (layout := _layout.get()) is None:
-        return attend(query, key, value).transpose(1, 2).to(dtype), None
-    rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-    found = []
-    for bucket in layout.buckets:
-        places = (bucket.queries, bucket.keys, bucket.keys)
-        q, k, v = (
-            row.index_select(0, at.flatten()).unflatten(0, at.shape).transpose(1, 2)
-            for row, at in zip(rows, places, strict=True)
-        )
-        found.append(attend(q, k, v, bucket.mask).transpose(1, 2).flatten(0, 1))
-    return torch.cat(found).index_select(0, layout.order)[None].to(dtype), None
+    def attend_in(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if slow and not dropout and bucket.keys.shape[1] <= LONGEST:
+            return written_out(q.to(dtype), k.to(dtype), v, bucket.hidden, scale)
+        return attend(q, k, v, bucket.mask)
+
+    with torch.autocast(value.device.type, enabled=False):
+        if (layout := _layout.get()) is None:
+            return attend(query, key, value).transpose(1, 2), None
+        rows = [part[0].transpose(0, 1) for part in (query, key, value)]
+        found = []
+        for bucket in layout.buckets:
+            places = (bucket.queries, bucket.keys, bucket.keys)
+            parts = (
+                row.index_select(0, at.flatten()).unflatten(0, at.shape).transpose(1, 2)
+                for row, at in zip(rows, places, strict=True)
+            )
+            found.append(attend_in(bucket, *parts).transpose(1, 2).flatten(0, 1))
+        return torch.cat(found).index_select(0, layout.order)[None], None
 
 
 def _mask(*, local_size: int | None = None, **_: Any) -> None:

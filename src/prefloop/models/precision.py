@@ -1,17 +1,23 @@
 """The precision that models compute in: float32, or bfloat16 where this machine is quicker with it.
 
-Weights and the optimiser's state stay in float32, and so do attention on a processor, log-probabilities, losses and
-values: what is computed in bfloat16 are the products of the model's layers and of its head (autocast).
+Weights and the optimiser's state stay in float32, and so do attention's scores on a processor, log-probabilities,
+losses and values: what is computed in bfloat16 are the products of the model's layers and of its head (autocast).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
+
+# What a processor's library writes for each shape in bfloat16 is half a megabyte of code. It keeps 1,024 of them, and
+# torch's layer above it as many again. Read when the first one is written; who set these knows better.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 Precision = Literal["auto", "float32", "bfloat16"]
 _chosen: ContextVar[torch.dtype | None] = ContextVar("chosen", default=None)

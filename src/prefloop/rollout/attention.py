@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from prefloop.models.packing import attending_by
+from prefloop.models.packing import attending_by, few
 
 NAME = "prefloop_spans"
-LEAST, APART = 16, 32
+LEAST, APART, STEP = 16, 32, 8
 """Rows of a span, and columns from the first of one span to the first of the next, at least: each span costs its
-calls, in every layer."""
+calls, in every layer. Spans begin at multiples of ``LEAST`` rows and ``STEP`` columns: see `models.packing.grain`."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,37 @@ class Span:
     rows: slice
     first: int
     hidden: Float[Tensor, "n 1 1 C"]
-    """0 or minus infinity, of the columns from ``first`` on, some that are to come included."""
+    """0 or minus infinity, of the columns from ``first`` on. Those that are to come are hidden, see `show`."""
+
+    def show(self, column: int) -> None:
+        """From now on that column is there."""
+        self.hidden[..., column - self.first] = 0
 
 
 _spans: ContextVar[Sequence[Span]] = ContextVar("spans")
 
 
-def spans_of(starts: Sequence[int], columns: int) -> list[Span]:
-    """Of rows that begin at these columns."""
+def columns_read(used: int) -> int:
+    """How many columns of a cache attention is handed: while it is this one, one of few numbers."""
+    return few(used) if _spans.get(()) else used
+
+
+def spans_of(starts: Sequence[int], used: int, columns: int) -> list[Span]:
+    """Of rows that begin at these columns of a cache with ``used`` columns, for as long as it has no more than
+    ``columns``."""
     cuts = [0]
     for row, start in enumerate(starts):
-        if row - cuts[-1] >= LEAST and start - starts[cuts[-1]] >= APART:
+        if row % LEAST == 0 and start - starts[cuts[-1]] >= APART:
             cuts.append(row)
-    return [_span(starts, *ends, columns) for ends in pairwise([*cuts, len(starts)])]
+    return [_span(starts, *ends, used, columns) for ends in pairwise([*cuts, len(starts)])]
 
 
-def _span(starts: Sequence[int], begin: int, end: int, columns: int) -> Span:
+def _span(starts: Sequence[int], begin: int, end: int, used: int, columns: int) -> Span:
     own = torch.tensor(starts[begin:end])
-    first = int(own.min())
-    hidden = torch.zeros(end - begin, 1, 1, columns - first)
-    hidden.masked_fill_((torch.arange(first, columns) < own[:, None])[:, None, None], -torch.inf)
+    first = int(own.min()) // STEP * STEP
+    hidden = torch.zeros(end - begin, 1, 1, few(columns) - first)
+    column = torch.arange(first, few(columns))
+    hidden.masked_fill_(((column < own[:, None]) | (column >= used))[:, None, None], -torch.inf)
     return Span(slice(begin, end), first, hidden)
 
 

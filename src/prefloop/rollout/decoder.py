@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from prefloop.models.packing import longest_packed
+from prefloop.models.packing import few, longest_packed
 from prefloop.models.precision import autocast, computed_in
-from prefloop.rollout.attention import attending, spans_of
+from prefloop.rollout.attention import attending, columns_read, spans_of
 
 ROOM = 64
 """Columns that a cache has to spare at least, once it has been moved."""
@@ -28,6 +28,7 @@ ROOM = 64
 
 class Roomy(DynamicLayer):
     """Keys and values of one attention layer, with room behind them, so that a token more is no copy of them all.
+    What stands in the room is 0.
 
     Of a sliding window it keeps what has left the window, too: the model's mask hides it. So all layers have the same
     columns.
@@ -37,7 +38,7 @@ class Roomy(DynamicLayer):
     values: Float[Tensor, "B h C e"]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append columns; all there are now."""
+        """Append columns; all there are now, with some of the room behind them where attention hides that."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._hold(key_states, value_states, key_states.shape[2])
@@ -48,7 +49,8 @@ class Roomy(DynamicLayer):
         for kept, new in zip(self._kept, (key_states, value_states), strict=True):
             kept[:, :, used : used + count] = new
         self._hold(*self._kept, used + count)
-        return self.keys, self.values
+        shown = columns_read(used + count)
+        return self._kept[0][:, :, :shown], self._kept[1][:, :, :shown]
 
     def choose(self, rows: Int[Tensor, " n"], first: int, newcomers: Roomy | None = None) -> None:
         """These rows from the ``first`` column on; below them newcomers, whose last column is the same."""
@@ -69,13 +71,13 @@ class Roomy(DynamicLayer):
 
 
 def _room(columns: int) -> int:
-    return columns + max(ROOM, columns // 2)
+    return few(columns + max(ROOM, columns // 2))
 
 
 def _moved(shown: Float[Tensor, "B h C d"], columns: int) -> Float[Tensor, "B h R d"]:
     """To where there is room for ``columns`` columns, and half as many again."""
     rows, heads, used, width = shown.shape
-    found = shown.new_empty(rows, heads, _room(columns), width)
+    found = shown.new_zeros(rows, heads, _room(columns), width)
     found[:, :, :used] = shown
     return found
 
@@ -84,10 +86,9 @@ def _chosen(
     shown: Float[Tensor, "B h C d"], rows: Int[Tensor, " n"], below: Float[Tensor, "m h c d"]
 ) -> Float[Tensor, "b h R d"]:
     _, heads, used, width = shown.shape
-    found = shown.new_empty(len(rows) + len(below), heads, _room(used), width)
-    torch.index_select(shown, 0, rows, out=found[: len(rows), :, :used])
     # What is hidden counts for nothing, but must be a number.
-    found[len(rows) :, :, : used - below.shape[2]] = 0
+    found = shown.new_zeros(len(rows) + len(below), heads, _room(used), width)
+    torch.index_select(shown, 0, rows, out=found[: len(rows), :, :used])
     found[len(rows) :, :, used - below.shape[2] : used] = below
     return found
 
@@ -150,6 +151,8 @@ class Decoder:
         self._width += 1
         if self._width > self._attention.shape[1]:
             self._lay_out()
+        for span in self._spans:
+            span.show(self._width - 1)
         # An ended row stays at its last position: the next might be outside the model's context.
         self._run(tokens[:, None], (self._next - (~self.running).long())[:, None])
         self._next = self._next + self.running
@@ -187,7 +190,7 @@ class Decoder:
         columns = torch.arange(self._width + ROOM, device=self._starts.device)
         self._attention = (columns >= self._starts[:, None]).long()
         own = self._starts.device.type == "cpu" and len(columns) <= longest_packed(self._model)
-        self._spans = spans_of(self._starts.tolist(), len(columns)) if own else []
+        self._spans = spans_of(self._starts.tolist(), self._width, len(columns)) if own else []
 
     def _run(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> None:
         inputs: dict[str, Any] = {"cache_params" if self._recurrent else "past_key_values": self._cache}

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from prefloop.models.forward import head_logits
+from prefloop.models.packing import few
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.decoder import Decoder, casting_once
 from prefloop.rollout.draw import draw
@@ -111,9 +112,9 @@ class _Batch:
                 self._enter(_take(waiting, free // self._answers))
             return
         if idle >= COMPACT_AT * len(tokens):
-            running = self.decoder.running.nonzero()[:, 0]
-            self.decoder.keep(running)
-            self.rows, self.places, tokens = self.rows[running], self.places[running], tokens[running]
+            kept = self.decoder.running.int().argsort(descending=True, stable=True)[: few(len(tokens) - idle)]
+            self.decoder.keep(kept)
+            self.rows, self.places, tokens = self.rows[kept], self.places[kept], tokens[kept]
         self.decoder.advance(tokens)
 
     def _enter(self, indices: list[int]) -> None:
