@@ -15,6 +15,7 @@ from prefloop.feedback.records import Prompt
 from prefloop.models.forward import head_logits
 from prefloop.models.heads import RewardEnsemble, RewardModel
 from prefloop.models.loading import PAD_TOKEN, load_reward_model, load_tokenizer
+from prefloop.models.precision import computed_in, computing_in
 from prefloop.policy import Policy, load_policy
 from prefloop.rollout.sampler import sample
 
@@ -255,6 +256,15 @@ def test_a_head_that_prefloop_does_not_know_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr("prefloop.rollout.parity.head_logits", without_cap)
     with pytest.raises(ValueError, match="a gemma2 model computes its logits in a way that prefloop does not know"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_a_model_is_read_whatever_it_will_be_trained_in(kind: str, tmp_path: Path) -> None:
+    policy(kind).save(tmp_path)
+    with computing_in("bfloat16"):
+        assert computed_in() == torch.bfloat16
+        load_policy(tmp_path)
+        assert computed_in() == torch.bfloat16
 
 
 def test_the_tokenizer_alone_can_be_loaded(folder: Path) -> None:

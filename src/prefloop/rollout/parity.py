@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefloop.chat import Rendered
 from prefloop.models.forward import context_of, head_logits, hidden_states, pad
+from prefloop.models.precision import computing_in
 from prefloop.rollout.decoder import Decoder
 
 # Of the logits' standard deviation. In float32 rounding stays far below; a wrong position, mask or state does not.
@@ -36,7 +37,8 @@ def check_model(model: Any, name: str) -> None:
     architecture = model.config.model_type
     kind = f"{name}: {'an' if architecture[0] in 'aeio' else 'a'} {architecture} model"
     try:
-        fault = _fault(model)
+        with computing_in("float32"):  # whatever is chosen for training: of less, rounding alone would be a fault
+            fault = _fault(model)
     except Exception as error:  # an architecture's own code may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
