@@ -35,8 +35,8 @@ format: $(STAMP)  ## Format the code
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks docs
 
-bench: $(STAMP)  ## Measure the rewriter over seeds 0 to 3
-	$(BIN)/python benchmarks/rewriter.py $(ARGS)
+bench: $(STAMP)  ## Measure speed beside TRL and the machine's limit (ARGS="--sizes tiny --repeats 1")
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 clean:  ## Remove what was built, but no data
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -1,6 +1,6 @@
 """prefloop and TRL in turn, on the same models and rows, beside the limit of the machine.
 
-    python -m benchmarks.speed --data FILE [--sizes tiny small gpt2] [--works sft reward dpo ppo sample] [--repeats 3]
+    python -m benchmarks.speed [--data FILE] [--sizes tiny small gpt2] [--works sft reward …] [--repeats 3]
 
 For every size and work TRL's settings are tried in a short run each, and its fastest is kept. Then prefloop, TRL and
 the bare model run in turn, each in a process of its own, ``--repeats`` times; ratios are of neighbours in time, and
@@ -10,7 +10,8 @@ last release that has it, and the newest for the rest.
 Both train on the same rows for the same optimiser steps, and both trained models are measured on held-out rows by
 the same code, so that speed bought by skipped work would show.
 
-Writes ``results.json``, a Markdown table and a plot beside this file's folder.
+After each row ``benchmarks/results.json`` is written, with the table (.md) and a plot (.svg) beside it; rows of other
+works and sizes stay.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.speed.results import Row, Turn, line, summarise, write
 
 PEERS = {"sft": "1.16.0", "reward": "1.16.0", "dpo": "1.16.0", "ppo": "1.12.0"}
 """TRL's release for each work."""
+DATA = Path(__file__).parents[2] / "../shared/data/hh-rlhf-harmless.jsonl"
 WORKS = ("sft", "reward", "dpo", "ppo", "ppo-separate", "sample")
 
 
@@ -40,16 +42,17 @@ def main() -> None:
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/speed"))
-    parser.add_argument("--data", type=Path, required=True, help="comparisons in the hh-rlhf form")
+    parser.add_argument("--data", type=Path, default=DATA, help="comparisons in the hh-rlhf form")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results.json")
     options = parser.parse_args()
-    found: list[Row] = []
+    if not options.data.exists():
+        parser.error(f"there is no file {options.data}; name one of comparisons in the hh-rlhf form with --data")
     for name in options.sizes:
         size = make(options.folder, name, options.data)
         for work in options.works:
-            found.append(measure(work, name, size, options.folder, options.repeats))
-            print(line(found[-1]), flush=True)
-    write(options.out, found)
+            row = measure(work, name, size, options.folder, options.repeats)
+            print(line(row), flush=True)
+            write(options.out, [row])
 
 
 def measure(work: str, name: str, size: Size, folder: Path, repeats: int) -> Row:
@@ -81,10 +84,11 @@ def job_of(work: str, name: str, size: Size, folder: Path) -> Job:
         model=str(folder / name / "model"),
         reward=str(folder / name / "reward"),
         rows=str(folder / ("prompts.jsonl" if sampled else "rows.jsonl")),
-        count=2 * size.episodes if sampled else size.rows,
+        count=2 * size.episodes if sampled else size.comparisons if work == "reward" else size.rows,
         out=str(folder / "out"),
         batch_size=size.episodes if sampled else size.batch_size,
-        learning_rate=size.learning_rate / (3 if sampled else 1),
+        # Whoever learns to end sooner would have less to do: in PPO the policies stay about as they are.
+        learning_rate=1e-6 if sampled else size.learning_rate,
         seed=0,
         setting={"critic": "separate"} if work.endswith("-separate") else {},
         iterations=size.iterations,

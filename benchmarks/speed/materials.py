@@ -42,6 +42,8 @@ class Size:
 
     config: PretrainedConfig
     rows: int
+    comparisons: int
+    """Of the reward model's training, which is quick: with few, the whole process would be its imports."""
     batch_size: int
     episodes: int
     iterations: int
@@ -53,9 +55,9 @@ class Size:
 def sizes() -> dict[str, Size]:
     """By name, smallest first."""
     return {
-        "tiny": Size(_llama(128, 4, 4), 512, 32, 128, 6, 5e-4, True),
-        "small": Size(_llama(384, 8, 6), 192, 32, 64, 3, 3e-4, True),
-        "gpt2": Size(GPT2Config(bos_token_id=1, eos_token_id=1, pad_token_id=0), 32, 8, 16, 2, 1e-4, False),
+        "tiny": Size(_llama(128, 4, 4), 512, 1536, 32, 128, 6, 5e-4, True),
+        "small": Size(_llama(384, 8, 6), 192, 192, 32, 64, 3, 3e-4, True),
+        "gpt2": Size(GPT2Config(bos_token_id=1, eos_token_id=1, pad_token_id=0), 32, 32, 8, 16, 2, 1e-4, False),
     }
 
 

@@ -13,8 +13,11 @@ job = read_job()
 from prefloop.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig  # noqa: E402  (imports are measured too)
 from prefloop.feedback.records import Message, Prompt  # noqa: E402
 from prefloop.models.loading import load_reward_model  # noqa: E402
+from prefloop.models.precision import settled  # noqa: E402
+from prefloop.models.quickest import quickest  # noqa: E402
 from prefloop.policy import Policy, load_policy  # noqa: E402
 from prefloop.rollout.reward import model_reward  # noqa: E402
+from prefloop.rollout.sampler import sample  # noqa: E402
 from prefloop.training.comparisons import PreferenceGroup  # noqa: E402
 from prefloop.training.direct import train_direct  # noqa: E402
 from prefloop.training.loop import Metrics  # noqa: E402
@@ -90,8 +93,28 @@ def ppo(job: Job, policy: Policy) -> None:
         **job.setting,
     )
     rewards = [model_reward(load_reward_model(job.reward), policy.chat, config.micro_batch_tokens)]
+    found = prompts(read_rows(job))
     begin()
-    train_policy_gradient(policy, prompts(read_rows(job)), rewards, config, job.seed, log)
+    train_policy_gradient(policy, found, rewards, config, job.seed, log)
+    read = sum(len(policy.chat.prompt_ids(one.messages)) for one in found) / len(found) + last["response_tokens"]
+    last["trained_tokens_per_second"] = job.epochs * job.batch_size * read / last["update_seconds"]
+
+
+def sampling(job: Job, policy: Policy) -> None:
+    """As many tokens as the bare loop's: no answer ends early."""
+    ids = [row["ids"] for row in read_rows(job)[: job.batch_size]]
+    with settled(quickest(policy.model)):
+        begin()
+        for seed in range(4):
+            sample(
+                policy.model.eval(),
+                ids,
+                eos_id=-1,
+                max_response_tokens=job.response_tokens,
+                seed=seed,
+                batch_size=job.batch_size,
+            )
+            ends.append(time.time())
 
 
 def begin() -> None:
@@ -107,5 +130,10 @@ match job.work:
         dpo(job, load_policy(job.model))
     case "ppo":
         ppo(job, load_policy(job.model))
-phases = ("kl", "reward", "sample_seconds", "score_seconds", "update_seconds", "response_tokens")
-answer(ends, **{name: last[name] for name in phases if name in last})
+    case "sample":
+        sampling(job, load_policy(job.model))
+shown = (
+    *("kl", "reward", "response_tokens"),
+    *("sample_seconds", "score_seconds", "update_seconds", "trained_tokens_per_second"),
+)
+answer(ends, **{name: last[name] for name in shown if name in last})
