@@ -319,6 +319,19 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole: Path, 
     }
 
 
+def test_a_run_may_be_in_bfloat16(whole: Path, tmp_path: Path) -> None:
+    """All of it, on machines without the units, too; weights stay in float32, and the figures are about the same."""
+    run(tiny("precision=bfloat16"), tmp_path)
+    trained = [path.parent.name for path in (tmp_path / "runs/tiny").glob("*/model")]
+    assert sorted(trained) == ["dpo", "ppo", "pretrain", "reward", "sft"]
+    for stage in trained:
+        folder = tmp_path / "runs/tiny" / stage
+        assert read_json(folder / "manifest.json")["precision"] == ["bfloat16"]
+        assert {one.dtype for one in load_file(folder / "model/model.safetensors").values()} == {torch.float32}
+    losses = [figures(place)["stages"]["sft"]["eval_loss"] for place in (tmp_path, whole)]
+    assert 0 < abs(losses[0] - losses[1]) < 0.02 * losses[1]
+
+
 def test_the_threads_of_a_recipe_hold_for_its_run_only(tmp_path: Path) -> None:
     """Rounding depends on their number: left behind, it would change the figures of whatever runs next."""
     seen: list[int] = []
