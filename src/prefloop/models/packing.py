@@ -190,7 +190,8 @@ def attention(
     beyond = (more.get(name) for name in ("softcap", "position_bias", "s_aux"))
     if attention_mask is not None or any(one is not None for one in beyond):
         raise CannotPackError
-    grouped, dtype, scale = query.shape[1] != key.shape[1], value.dtype, scaling or query.shape[3] ** -0.5
+    grouped, dtype = query.shape[1] != key.shape[1], value.dtype
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
     slow = dtype == torch.bfloat16 and value.device.type == "cpu"
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
