@@ -89,7 +89,7 @@ def ppo(job: Job, policy: Policy) -> None:
         max_response_tokens=job.response_tokens,
         **job.setting,
     )
-    rewards = [model_reward(load_reward_model(job.reward), policy.chat, config.micro_batch_tokens)]
+    rewards = [model_reward(load_reward_model(job.reward), policy.chat, config.scored_tokens)]
     begin()
     train_policy_gradient(policy, prompts(read_rows(job)), rewards, config, job.seed, log)
 
