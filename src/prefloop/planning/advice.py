@@ -142,10 +142,10 @@ def _smaller(planner: Planner) -> Iterator[Change]:
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        fit = all(map(planner.fits, planner.stages(recipe, subject.scaled(middle))))
+        fit = all(map(planner.fits, planner.stages(recipe, middle)))
         low, high = (middle, high) if fit else (low, middle)
     if low > 0:
-        memory = max(stage.memory for stage in planner.stages(recipe, subject.scaled(low)))
+        memory = max(stage.memory for stage in planner.stages(recipe, low))
         sizes = f"about {low * subject.weights / 1e9:.2g} B weights instead of {subject.weights / 1e9:.2g} B"
         yield Change((), f"a smaller model, of {sizes}", memory, True)
 

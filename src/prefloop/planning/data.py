@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -72,6 +73,8 @@ class Amounts:
     """Tokens of the text that pretraining is measured on."""
     demonstrated: Lengths
     judged: Lengths
+    rendering: float = 0.0
+    """Seconds that it takes to tokenise a prompt and its answer."""
 
     def within(self, recipe: Recipe) -> Amounts:
         """As a recipe with other limits would read them."""
@@ -123,8 +126,10 @@ def _looked_at(recipe: Recipe, store: Store, folder: Path, source: str) -> Amoun
     chat = Chat(_tokenizer(recipe, data))
     judged = [*_judged(recipe, store)] if recipe.label.by == "none" else [[], [], []]
     answered = [(one.prompt, text) for part in judged for one in part for text in one.texts]
+    started = time.perf_counter()
     demonstrated = _lengths(recipe, chat, data.demonstrations or answered)
     return Amounts(
+        rendering=(time.perf_counter() - started) / max(1, min(LOOKED_AT, len(data.demonstrations or answered))),
         source=source,
         demonstrations=len(data.demonstrations),
         heldout_demonstrations=len(data.heldout_demonstrations),

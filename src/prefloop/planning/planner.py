@@ -24,6 +24,8 @@ from prefloop.runs import peak_memory_mb
 
 CUDA_BASE = 0.6 * GIB
 """Assumed of a GPU's memory: what the driver and the libraries take."""
+CODES = 0.18 * GIB
+"""What a processor's library writes for the shapes that it meets in bfloat16 (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class Planner:
     amounts: Amounts
     machine: Machine
     precision: Precision
+    """What models are trained in, where the recipe leaves that open. What is only read and sampled from is then in
+    float32."""
     rates: Rates
+    """In that precision."""
+    outside: Rates
+    """Of stages that train nothing."""
     _subjects: dict[Any, Subject] = field(default_factory=dict)
 
     def subject(self, recipe: Recipe, precision: Precision) -> Subject:
@@ -64,12 +71,18 @@ class Planner:
         """What a recipe's models are computed in."""
         return self.precision if recipe.precision == "auto" else recipe.precision
 
-    def stages(self, recipe: Recipe, subject: Subject | None = None, count: int | None = None) -> list[Stage]:
-        """What each stage takes; the seconds are the first recipe's rates'."""
-        subject = subject or self.subject(recipe, self.precision_of(recipe))
+    def stages(self, recipe: Recipe, share: float = 1.0, count: int | None = None) -> list[Stage]:
+        """What each stage takes, with a model of a ``share`` of the weights; seconds by the first recipe's rates."""
+        trained = self.subject(recipe, self.precision_of(recipe)).scaled(share)
+        read = trained if recipe.precision != "auto" else self.subject(recipe, "float32").scaled(share)
         machine = replace(self.machine, count=count or self.machine.count)
         amounts = self.amounts.within(recipe)
-        return [predict(work, subject, machine, self.rates) for work in work_of(recipe, amounts)]
+        return [
+            predict(work, trained, machine, self.rates, amounts.rendering)
+            if work.steps
+            else predict(work, read, machine, self.outside, amounts.rendering)
+            for work in work_of(recipe, amounts)
+        ]
 
     @property
     def usable(self) -> float:
@@ -90,34 +103,41 @@ def planner_of(recipe: Recipe, project: Path, folder: Path, asked: Asked) -> Pla
     Raises:
         ValueError: the model or the data cannot be read, or the card is not known.
     """
-    base = peak_memory_mb() * 2**20  # before anything is made
     card = card_of(asked.gpu) if asked.gpu else None
     name, config = config_of(recipe.model, asked.size)
     amounts = amounts_of(recipe, project, folder)
+    base = peak_memory_mb() * 2**20  # the program and the data, before there is a model
     length = round(amounts.demonstrated.whole)
     first = describe(name, config, length, "float32")
     if card:
         precision = card.precision if recipe.precision == "auto" else recipe.precision
-        rates = assumed(first, card, asked.gpu.upper(), length, precision)
+        rates, outside = (
+            assumed(first, card, asked.gpu.upper(), length, one) for one in (precision, _outside(recipe))
+        )
     else:
-        precision, rates = _here(recipe, first, config, amounts)
-    machine = _machine(asked, card, base)
-    planner = Planner(recipe, asked, amounts, machine, precision, rates)
+        precision, rates, outside = _here(recipe, first, config, amounts)
+    machine = _machine(asked, card, base, precision)
+    planner = Planner(recipe, asked, amounts, machine, precision, rates, outside)
     planner._subjects[asked.size or recipe.model, "float32"] = first
     return planner
 
 
-def _machine(asked: Asked, card: Card | None, base: float) -> Machine:
+def _outside(recipe: Recipe) -> Precision:
+    """What models are in where nothing is trained."""
+    return "float32" if recipe.precision == "auto" else recipe.precision
+
+
+def _machine(asked: Asked, card: Card | None, base: float, precision: Precision) -> Machine:
     if card:
         memory, name, base = card.gib * GIB, asked.gpu.upper(), CUDA_BASE
     else:
         device = torch.device(default_device())
         memory, name = float(memory_of(device)), "this machine"
-        base = base if device.type == "cpu" else CUDA_BASE
+        base = base + CODES * (precision == "bfloat16") if device.type == "cpu" else CUDA_BASE
     return Machine(name, memory if asked.memory is None else asked.memory * GIB, base, asked.gpus)
 
 
-def _here(recipe: Recipe, subject: Subject, config: Any, amounts: Amounts) -> tuple[Precision, Rates]:
+def _here(recipe: Recipe, subject: Subject, config: Any, amounts: Amounts) -> tuple[Precision, Rates, Rates]:
     """The quicker precision of this device, and what things take in it: by the model itself, where it is small enough
     to be made, else by two of its layers, else by two large layers of another."""
     length = round(amounts.demonstrated.whole)
@@ -134,7 +154,10 @@ def _here(recipe: Recipe, subject: Subject, config: Any, amounts: Amounts) -> tu
         precision = "bfloat16" if quickest(model) == torch.bfloat16 else "float32"
     torch.set_num_threads(recipe.threads or threads)
     try:
-        with computing_in(precision):
-            return precision, measure(model, timed, amounts.demonstrated).scaled(timed, subject)
+        found: dict[Precision, Rates] = {}
+        for one in {precision, _outside(recipe)}:
+            with computing_in(one):
+                found[one] = measure(model, timed, amounts.demonstrated).scaled(timed, subject)
+        return precision, found[precision], found[_outside(recipe)]
     finally:
         torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from prefloop.config import Precision
 from prefloop.models.footprint import WEIGHT_BYTES
 from prefloop.models.forward import (
     PART,
-    TokenBatch,
     arrange,
     context_of,
     head_logits,
@@ -36,8 +36,8 @@ STREAMED = 0.5
 """Assumed share of a card's bandwidth that decoding and the optimiser reach."""
 LAUNCHES = 1e-4
 """Assumed seconds that a layer takes to be asked for, however little it does."""
-REPEATS, PATIENCE = 3, 0.7
-"""The best of several counts; after so many seconds no other is asked for."""
+REPEATS, PATIENCE = 4, 0.7
+"""Of what is timed, a first one to warm up included; after so many seconds no other is asked for."""
 FEW, MANY = 256, 1024
 """Tokens of the two passes that are timed; of a large model an eighth."""
 DRAWN = 4
@@ -141,9 +141,9 @@ def narrow() -> LlamaConfig:
 def measure(model: Any, subject: Subject, lengths: Lengths) -> Rates:
     """Times passes, a step of the optimiser and decoding of this very model, in the precision chosen here."""
     sizes = (FEW, MANY) if subject.weights < 3e7 else (FEW // 4, MANY // 4)
-    batches = [_batch(model, lengths, tokens) for tokens in sizes]
-    train, train_pass = _line([(tokens, _trained(model, batch)) for tokens, batch in batches])
-    read, read_pass = _line([(tokens, _read(model, batch)) for tokens, batch in batches])
+    batches = [_sequences(model, lengths, tokens) for tokens in sizes]
+    train, train_pass = _line([(sum(map(len, rows)), _trained(model, rows)) for rows in batches])
+    read, read_pass = _line([(sum(map(len, rows)), _read(model, rows)) for rows in batches])
     decode_row, decode_step = _line([(rows, _decoded(model, lengths, rows)) for rows in (8, 64)])
     logits = max(1, min(sizes[1], PART // subject.vocabulary))
     return Rates(
@@ -169,7 +169,7 @@ def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
 
 
 def _seconds(model: Any, work: Callable[[], object]) -> float:
-    """The best of several; the first also warms up."""
+    """The mean of several after a first one."""
     found: list[float] = []
     while len(found) < REPEATS and (len(found) < 2 or sum(found) < PATIENCE):
         _wait(model)
@@ -177,7 +177,7 @@ def _seconds(model: Any, work: Callable[[], object]) -> float:
         work()
         _wait(model)
         found.append(time.perf_counter() - started)
-    return min(found)
+    return fmean(found[1:])
 
 
 def _wait(model: Any) -> None:
@@ -185,8 +185,8 @@ def _wait(model: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _batch(model: Any, lengths: Lengths, tokens: int) -> tuple[int, TokenBatch]:
-    """Sequences of about the recipe's lengths, and how many tokens they are: about ``tokens``."""
+def _sequences(model: Any, lengths: Lengths, tokens: int) -> list[Rendered]:
+    """Of about the recipe's lengths, and about ``tokens`` in all."""
     words, most = model.get_input_embeddings().num_embeddings, context_of(model)
     whole = max(4, min(round(lengths.whole), most * 4 // 5, tokens // 4))
     rows = []
@@ -194,19 +194,19 @@ def _batch(model: Any, lengths: Lengths, tokens: int) -> tuple[int, TokenBatch]:
         length = whole * (3, 4, 5, 4)[row % 4] // 4
         ids = [(37 * row + place) % words for place in range(length)]
         rows.append(Rendered(ids, [place >= length // 2 for place in range(length)]))
-    return sum(map(len, rows)), arrange(rows, model)
+    return rows
 
 
-def _trained(model: Any, batch: TokenBatch) -> float:
+def _trained(model: Any, rows: list[Rendered]) -> float:
     try:
-        return _seconds(model, lambda: hidden_states(model, batch).sum().backward())
+        return _seconds(model, lambda: hidden_states(model, arrange(rows, model)).sum().backward())
     finally:
         model.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
-def _read(model: Any, batch: TokenBatch) -> float:
-    return _seconds(model, lambda: hidden_states(model, batch))
+def _read(model: Any, rows: list[Rendered]) -> float:
+    return _seconds(model, lambda: hidden_states(model, arrange(rows, model)))
 
 
 def _head(model: Any, count: int, *, trained: bool) -> float:

@@ -54,6 +54,8 @@ class Work:
     sampled: float = 0.0
     """Tokens drawn, one after the other."""
     decode_steps: float = 0.0
+    rendered: float = 0.0
+    """Sequences that are tokenised."""
     rows: int = 0
     """Sequences that are decoded together, and the columns that their cache grows to."""
     columns: int = 0
@@ -119,6 +121,7 @@ def _sft(recipe: Recipe, amounts: Amounts, stage: StageName) -> Work:
         budget=config.micro_batch_tokens,
         read=read * lengths.whole,
         read_logits=read * lengths.answer,
+        rendered=amounts.demonstrations + amounts.heldout_demonstrations,
     )
 
 
@@ -126,7 +129,8 @@ def _sample(recipe: Recipe, amounts: Amounts, stage: StageName) -> Work:
     config = recipe.sample
     prompts = min(config.prompts, amounts.prompts) + min(config.heldout, amounts.heldout)
     lengths = amounts.demonstrated.within(config.max_response_tokens)
-    return Work(stage, {"policy": (1, False)}, **_drawn(prompts, config.answers, config.batch_size, lengths, 1))
+    drawn = _drawn(prompts, config.answers, config.batch_size, lengths, 1)
+    return Work(stage, {"policy": (1, False)}, rendered=prompts * (1 + config.answers), **drawn)
 
 
 def _drawn(prompts: float, answers: int, batch: int, lengths: Lengths, rounds: float) -> dict[str, Any]:
@@ -166,6 +170,7 @@ def _reward(recipe: Recipe, amounts: Amounts, stage: StageName) -> Work:
         longest=round(max(tokens, amounts.judged.longest)),
         budget=config.micro_batch_tokens,
         read=members * read * tokens,
+        rendered=(groups + amounts.heldout_groups) * amounts.answers,
     )
 
 
@@ -189,6 +194,7 @@ def _direct(recipe: Recipe, amounts: Amounts, stage: StageName) -> Work:
         budget=config.micro_batch_tokens,
         read=read * tokens + mismatched * lengths.whole,
         read_logits=read * logits + mismatched * lengths.answer,
+        rendered=(amounts.groups + amounts.heldout_groups) * amounts.answers,
     )
 
 
@@ -215,6 +221,7 @@ def _on_policy(recipe: Recipe, amounts: Amounts, stage: StageName) -> Work:
         budget=config.micro_batch_tokens,
         **drawn | {"read": drawn["read"] + rounds * passes * scored},
         read_logits=rounds * episodes * lengths.answer,
+        rendered=amounts.prompts + rounds * episodes,
     )
 
 
@@ -253,4 +260,5 @@ def _evaluation(recipe: Recipe, amounts: Amounts, stage: StageName) -> Work:
         {"policies": (2.0, False)} | ({"rewards": (learned + judges, False)} if learned + judges else {}),
         **drawn | {"read": drawn["read"] + scored},
         read_logits=prompts * lengths.answer * (sides - 1),
+        rendered=prompts * sides * (2 + learned + judges),
     )
