@@ -12,8 +12,8 @@ from prefloop.planning.subject import Subject
 from prefloop.planning.work import IDLE, Work
 
 GIB = 2**30
-USABLE = 0.9
-"""Share of a machine's memory that a run may take: the rest is the system's."""
+USABLE = 0.8
+"""Share of a machine's memory that a run may take: the rest is the system's, and what is not foreseen."""
 TRAINED, BETWEEN = 4, 3
 """Copies of weights that are trained: with gradient and Adam's moments; between two steps there is no gradient."""
 LOGIT_BYTES = 12
