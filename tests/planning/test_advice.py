@@ -137,3 +137,12 @@ def test_a_critic_of_its_own_takes_sixteen_bytes_a_weight() -> None:
     weights = found.subject(found.recipe, "float32").weights
     assert separate.memory - shared.memory == pytest.approx(16 * weights, rel=1e-6)
     assert (separate.seconds or 0) > (shared.seconds or 0)
+
+
+def test_what_was_tried_on_the_way_and_is_not_needed_is_not_advised() -> None:
+    """Shorter passes come first and are not enough; a shared critic is, alone."""
+    short = [f"{name}.micro_batch_tokens=64" for name in TRAINED if name != "ppo"]
+    wide = ("model.width=512", "ppo.critic=separate", *short)
+    enough = peak(planner(1024, *wide), make_recipe(TABLE, [*wide, "ppo.critic=shared"]))
+    (change,) = advise(planner(1.01 * enough / USABLE / GIB, *wide))
+    assert change.settings == ("ppo.critic=shared",)
