@@ -97,7 +97,7 @@ COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined
 
 
 def test_these_are_the_commands() -> None:
-    known = "demo init run import export backup restore sample label stats evaluate report inspect chat"
+    known = "demo init run plan import export backup restore sample label stats evaluate report inspect chat"
     assert list(COMMANDS) == known.split()
 
 

@@ -68,6 +68,11 @@ ALLOWED: dict[str, set[str]] = {
         *("chat", "evaluation", "policy", "models", "rollout"),
         *DATA,
     },
+    "planning": {
+        *("config", "recipes", "dataset", "runs"),
+        *("chat", "algorithms", "models", "rollout", "training", "planning"),
+        *DATA,
+    },
     "api": {"config", "recipes", "chat", "policy", "models", "rollout", "training", *DATA},
     "console": set(),
     "cli": {
@@ -78,6 +83,7 @@ ALLOWED: dict[str, set[str]] = {
         "feedback",
         "labelling",
         "pipeline",
+        "planning",
         "policy",
         "report",
         "runs",

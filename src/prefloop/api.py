@@ -198,7 +198,7 @@ def _on_policy(
         )
     trained, lines = policy.copy(), _Lines(log)
     asked = [_prompt(prompt) for prompt in prompts]
-    rewards = _rewards(reward, trained.chat, config.micro_batch_tokens)
+    rewards = _rewards(reward, trained.chat, config.scored_tokens)
     critic = None
     if isinstance(config, OnlineDPOConfig):
         if config.judge != "reward":

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from prefloop.feedback.format_names import ExportFormat, Format
+from prefloop.planning.command import plan
 
 if TYPE_CHECKING:
     from prefloop.recipes import Recipe
@@ -139,6 +140,9 @@ def run(
     from prefloop.recipes import load_recipe
 
     _run(load_recipe(recipe, settings or []), Path.cwd(), recipe.resolve().parent, wait)
+
+
+app.command()(plan)
 
 
 @app.command("import")

@@ -94,8 +94,14 @@ class Optimisation(Section):
     """Of AdamW: the share of itself, times the learning rate, that each weight loses in a step."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
-    micro_batch_tokens: Positive = 8192
-    """Tokens in one forward pass, and padding where there is any. Fits memory; never changes the result."""
+    micro_batch_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens in one forward pass, and padding where there is any; 0: as many as keep a quarter of the memory, 512 to
+    8,192, found by measuring the model once. Fits memory; never changes the result."""
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens of a pass that keeps nothing for a backward pass."""
+        return self.micro_batch_tokens or 8192
 
 
 class PretrainConfig(Optimisation):

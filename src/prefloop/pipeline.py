@@ -23,6 +23,7 @@ from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
 from prefloop.labelling import ask_people, check_label, judged_so_far
+from prefloop.models.footprint import noting_budgets
 from prefloop.models.precision import computing_in, noting_precision
 from prefloop.recipes import Recipe, dump_recipe
 from prefloop.report import write_report
@@ -194,9 +195,14 @@ def _run_stage(
     started = time.perf_counter()
     inputs: dict[str, str] = {name: keys[name] for name in READS[stage] if name in keys}
     try:
-        with runs.writing(stage, keys[stage], inputs, context.recipe.seed) as writer, noting_precision() as used:
+        with (
+            runs.writing(stage, keys[stage], inputs, context.recipe.seed) as writer,
+            noting_precision() as used,
+            noting_budgets() as budgets,
+        ):
             STAGES[stage](context, writer)
             writer.extra |= {"precision": sorted(used)} if used else {}
+            writer.extra |= {"micro_batch_tokens": min(budgets)} if budgets else {}
     except NonFiniteError as error:
         path = runs.path / f"failed-{stage}.json"
         write_json(path, _plain(error.batch))

@@ -104,7 +104,7 @@ def policy_gradient(name: PolicyGradientName, context: Context, writer: StageWri
         critic = train_policy_gradient(
             policy,
             context.data.train,
-            rewards_of(context, policy.chat, config.micro_batch_tokens),
+            rewards_of(context, policy.chat, config.scored_tokens),
             config,
             context.seed(name),
             log,
@@ -122,7 +122,7 @@ def online_dpo(context: Context, writer: StageWriter) -> None:
     if config.judge == "annotators":
         judge_pairs = annotators(context, policy)
     else:
-        rewards = rewards_of(context, policy.chat, config.micro_batch_tokens)
+        rewards = rewards_of(context, policy.chat, config.scored_tokens)
         judge_pairs = judge_by_reward(rewards, config.missing_eos_penalty)
     with context.log(writer) as log:
         train_online_dpo(
@@ -219,7 +219,7 @@ def _train_reward(
     if any(wins != losses for group in heldout_groups for _, _, wins, losses in group.pairs):
         write_json(
             writer.folder / "evaluation.json",
-            evaluate_reward(model, heldout_groups, config.micro_batch_tokens, config.random_answers),
+            evaluate_reward(model, heldout_groups, config.scored_tokens, config.random_answers),
         )
     else:
         context.note("No held-out comparison has a majority: the reward model's accuracy is not known.")

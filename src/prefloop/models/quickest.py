@@ -43,11 +43,16 @@ def in_one_precision(train: Callable[Concatenate[Trained, P], T]) -> Callable[Co
 
 def quickest(model: Any) -> torch.dtype:
     """The precision in which this machine trains such a model quickest, measured once a process."""
-    config = model.config.get_text_config()
-    shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size, model.device.type)
+    shape = shape_of(model)
     if shape not in _measured:
         _measured[shape] = _measure(model)
     return _measured[shape]
+
+
+def shape_of(model: Any) -> tuple[Any, ...]:
+    """What models have in common that cost the same on one device."""
+    config, weights = model.config.get_text_config(), sum(one.numel() for one in model.parameters())
+    return (config.model_type, config.hidden_size, config.num_hidden_layers, weights, model.device.type)
 
 
 def _measure(model: Any) -> torch.dtype:

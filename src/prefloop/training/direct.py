@@ -40,7 +40,7 @@ from prefloop.models.forward import (
 from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
 from prefloop.training.comparisons import Pairs, PreferenceGroup, flatten, group_micro_batches, with_mismatched
-from prefloop.training.loop import Log, Loss, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
+from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, is_checkpoint, shuffled_batches, steps_in
 
 WITH_REFERENCE = (DPOConfig, IPOConfig, KTOConfig)
 
@@ -63,7 +63,7 @@ def train_direct(
     """
     if not groups:
         raise ValueError("there are no comparisons to learn from. Import some, or let answers be judged first")
-    model, started = policy.model, time.perf_counter()
+    model, started, config = policy.model, time.perf_counter(), fitted(config, policy.model)
     model.eval()
     if isinstance(config, KTOConfig):
         groups, heldout = with_mismatched(groups), with_mismatched(heldout)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.config import Optimisation
+from prefloop.models.footprint import token_budget
 
 Metrics = dict[str, float]
 Log = Callable[[Metrics], None]
@@ -19,6 +20,14 @@ Log = Callable[[Metrics], None]
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The losses of some things, and statistics of each."""
 Item = TypeVar("Item")
+Settings = TypeVar("Settings", bound=Optimisation)
+
+
+def fitted(config: Settings, model: Any) -> Settings:
+    """The settings with the tokens of a micro-batch that this machine can hold, where they leave that open."""
+    if config.micro_batch_tokens:
+        return config
+    return config.model_copy(update={"micro_batch_tokens": token_budget(model)})
 
 
 class NonFiniteError(RuntimeError):

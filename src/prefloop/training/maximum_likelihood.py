@@ -21,7 +21,7 @@ from prefloop.models.forward import (
     score_responses,
     token_parts,
 )
-from prefloop.training.loop import Log, Loss, Metrics, Optimiser, is_checkpoint, shuffled_batches
+from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, is_checkpoint, shuffled_batches
 
 
 def fit(
@@ -41,7 +41,7 @@ def fit(
         ``eval_loss``: mean over the held-out tokens, nats; NaN is never returned: without held-out data the key
         is absent.
     """
-    started, tokens = time.perf_counter(), 0
+    started, tokens, config = time.perf_counter(), 0, fitted(config, model)
     optimiser = Optimiser(model.parameters(), config, steps)
     result: Metrics = {}
     model.train()

@@ -26,7 +26,7 @@ from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
 from prefloop.training.comparisons import PreferenceGroup, group_micro_batches
 from prefloop.training.direct import preference_losses
-from prefloop.training.loop import Log, Loss, Metrics, Optimiser, mean_figures, shuffled_batches, steps_in
+from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, mean_figures, shuffled_batches, steps_in
 from prefloop.training.on_policy import Observer, encode_prompts, laps, rollout_figures
 
 Votes = tuple[int, int, float, float]
@@ -48,7 +48,7 @@ def train_online_dpo(
     observe: Observer | None = None,
 ) -> None:
     """Train ``policy`` in place; as it comes in, it is the reference."""
-    model = policy.model.eval()
+    model, config = policy.model.eval(), fitted(config, policy.model)
     reference = policy.copy().model.requires_grad_(False)
     per_iteration = config.episodes // config.answers
     per_step = config.minibatch_episodes // config.answers

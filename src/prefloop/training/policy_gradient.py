@@ -68,7 +68,16 @@ from prefloop.rollout.reward import Reward, total_scores
 from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
 from prefloop.training.critic import Critic, SeparateCritic, SharedCritic
-from prefloop.training.loop import Log, Loss, Metrics, NonFiniteError, Optimiser, mean_figures, shuffled_batches
+from prefloop.training.loop import (
+    Log,
+    Loss,
+    Metrics,
+    NonFiniteError,
+    Optimiser,
+    fitted,
+    mean_figures,
+    shuffled_batches,
+)
 from prefloop.training.on_policy import Observer, encode_prompts, laps, rollout_figures, shuffled_minibatches
 
 # Cached decoding and the training pass do the same sums in another order. The ratio of their probabilities stays this
@@ -116,6 +125,7 @@ def train_policy_gradient(
 
     ``config``'s class says which algorithm: the six steps are the same for all.
     """
+    config = fitted(config, policy.model)
     model = policy.model.eval()  # no dropout: the sampled and the trained distribution are the same
     reference = policy.copy().model.requires_grad_(False)
     critic = _critic(policy, reward, config)

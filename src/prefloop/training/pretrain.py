@@ -23,8 +23,21 @@ EOS_TOKEN = "<|eos|>"
 def make_policy(documents: Sequence[str], config: ModelConfig, seed: int) -> Policy:
     """An untrained model with a tokenizer that has learnt its merges from ``documents``."""
     tokenizer = train_tokenizer(documents, config.vocabulary)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
+    shape = llama_of(
+        config,
+        len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    model: Any = LlamaForCausalLM(shape)
+    return Policy(model.to(device=default_device()), tokenizer)
+
+
+def llama_of(config: ModelConfig, vocabulary: int, **ids: Any) -> LlamaConfig:
+    """The configuration of a model of this shape."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=config.width,
         intermediate_size=4 * config.width,
         num_hidden_layers=config.layers,
@@ -32,16 +45,12 @@ def make_policy(documents: Sequence[str], config: ModelConfig, seed: int) -> Pol
         num_key_value_heads=config.heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         attention_dropout=0.0,
         # The usual 0.02 suits a width of 1,000 and more; narrow models start with attention that is far too flat.
         initializer_range=config.width**-0.5,
+        **ids,
     )
-    torch.manual_seed(seed)
-    model: Any = LlamaForCausalLM(shape)
-    return Policy(model.to(device=default_device()), tokenizer)
 
 
 def train_tokenizer(documents: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -22,7 +22,7 @@ from prefloop.training.comparisons import (
     with_choices,
     with_margins,
 )
-from prefloop.training.loop import Log, Loss, Metrics, Optimiser, is_checkpoint, shuffled_batches, steps_in
+from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, is_checkpoint, shuffled_batches, steps_in
 
 SHIFT_PROMPTS = 1000
 """Prompts whose answers say where 0 is, at most."""
@@ -77,7 +77,7 @@ def train_reward(
     """
     if not groups:
         raise ValueError("there are no comparisons to learn from. Import some, or let answers be judged first")
-    groups = _prepared(groups, config)
+    config, groups = fitted(config, reward.model), _prepared(groups, config)
     model, started = reward.model, time.perf_counter()
     steps = steps_in(len(groups), config.batch_size, config.epochs)
     optimiser = Optimiser(model.parameters(), config, steps)

@@ -1,0 +1,160 @@
+"""The memory that training a model takes: what a pass keeps for its backward pass, and how many tokens fit.
+
+What is kept is counted, not estimated from the architecture: a pass of a few sequences is run, and every storage that
+autograd holds on to is added up. That works on a model without storage, too (torch's fake tensors), so a model that
+does not fit this machine can be counted on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefloop.chat import Rendered
+from prefloop.models.forward import context_of, pack
+from prefloop.models.packing import packed
+from prefloop.models.precision import autocast, computed_in
+from prefloop.models.quickest import shape_of
+
+SHARE = 0.25
+"""Of the memory, for what a pass keeps. The rest is for weights, gradients, Adam's state and other models."""
+LEAST, MOST = 512, 8192
+"""Tokens of a pass."""
+LENGTH = 64
+"""Of the sequences that are counted, on average."""
+WEIGHT_BYTES = 4
+"""Of each weight: float32, whatever is computed in."""
+TRAINED_BYTES = 4 * WEIGHT_BYTES
+"""Of each weight that is trained: its gradient and Adam's two moments are as large."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a pass keeps for its backward pass; weights and the head's logits are not among them."""
+
+    per_token: float
+    fixed: float
+    """However many tokens there are: the weights' casts to bfloat16."""
+
+    def bytes(self, tokens: float) -> float:
+        """Of a pass over these many tokens."""
+        return self.fixed + tokens * self.per_token
+
+
+def kept(model: Any, length: int = LENGTH) -> Kept:
+    """What a pass over packed sequences of about ``length`` tokens keeps, in the precision chosen here.
+
+    Two passes are run, forwards only, of four sequences and of eight.
+    """
+    length = max(4, min(length, context_of(model) * 4 // 5))
+    few, many = (_sequences(model, length, count) for count in (4, 8))
+    training = model.training
+    model.train()  # dropout keeps its masks
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            (less, tokens), (more, later) = _bytes_kept(model, few), _bytes_kept(model, many)
+    finally:
+        model.train(training)
+    per_token = (more - less) / (later - tokens)
+    return Kept(per_token, max(0.0, less - tokens * per_token))
+
+
+def _sequences(model: Any, length: int, count: int) -> list[Rendered]:
+    """A few lengths around ``length``, as real sequences have; no two begin alike."""
+    words = model.get_input_embeddings().num_embeddings
+    lengths = [length * quarters // 4 for quarters in (3, 4, 5, 4)] * (count // 4)
+    starts = range(0, len(lengths) * 37, 37)
+    return [
+        Rendered([(start + place) % words for place in range(one)], [place >= one // 2 for place in range(one)])
+        for start, one in zip(starts, lengths, strict=True)
+    ]
+
+
+def _bytes_kept(model: Any, sequences: list[Rendered]) -> tuple[int, int]:
+    """Of how many tokens, too: padding counts where the architecture cannot be packed."""
+    try:
+        return _noted(model, lambda: _packed_states(model, sequences)), sum(map(len, sequences))
+    except Exception:  # an architecture's own code may raise anything
+        padded = len(sequences) * max(map(len, sequences))
+        return _noted(model, lambda: _padded_states(model, sequences)), padded
+
+
+def _noted(model: Any, read: Callable[[], Tensor]) -> int:
+    """Every storage once; those of parameters and buffers are there anyway."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(model):
+        states = read()
+    assert states.requires_grad, "nothing is trained"
+    return sum(storage.nbytes() for storage in found.values())
+
+
+def _packed_states(model: Any, sequences: list[Rendered]) -> Tensor:
+    batch = pack(sequences, model.device)
+    with packed(model, batch.layout):
+        return _read(model, batch.ids, position_ids=batch.positions)
+
+
+def _padded_states(model: Any, sequences: list[Rendered]) -> Tensor:
+    longest = max(map(len, sequences))
+    return _read(model, torch.tensor([(one.ids * 2)[:longest] for one in sequences], device=model.device))
+
+
+def _read(model: Any, ids: Tensor, **more: Tensor | None) -> Tensor:
+    states: Tensor = model.base_model(input_ids=ids, use_cache=False, **more).last_hidden_state
+    return states
+
+
+_budgets: dict[tuple[Any, ...], int] = {}
+_found: ContextVar[set[int] | None] = ContextVar("found", default=None)
+
+
+def token_budget(model: Any) -> int:
+    """Tokens of a micro-batch: as many as keep a quarter of the memory at most, of few numbers.
+
+    Measured once a process for each shape of model and precision.
+    """
+    shape = (*shape_of(model), computed_in())
+    if shape not in _budgets:
+        _budgets[shape] = budget_in(memory_of(model.device), kept(model))
+    if (noted := _found.get()) is not None:
+        noted.add(_budgets[shape])
+    return _budgets[shape]
+
+
+def budget_in(memory: float, kept: Kept) -> int:
+    """The largest power of two from `LEAST` to `MOST` that keeps `SHARE` of the memory (bytes) at most."""
+    fitting = max(1, int(SHARE * memory / max(1.0, kept.per_token)))
+    return min(MOST, max(LEAST, 2 ** (fitting.bit_length() - 1)))
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that the device has in all, whatever is in use: the same on every run."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def noting_budgets() -> Iterator[set[int]]:
+    """Takes the tokens of a micro-batch that were found within it."""
+    found: set[int] = set()
+    token = _found.set(found)
+    try:
+        yield found
+    finally:
+        _found.reset(token)
