@@ -92,3 +92,48 @@ def ppo(job: Job, policy: Policy) -> None:
         max_response_tokens=job.response_tokens,
         **job.setting,
     )
+    rewards = [model_reward(load_reward_model(job.reward), policy.chat, config.scored_tokens)]
+    found = prompts(read_rows(job))
+    begin()
+    train_policy_gradient(policy, found, rewards, config, job.seed, log)
+    read = sum(len(policy.chat.prompt_ids(one.messages)) for one in found) / len(found) + last["response_tokens"]
+    last["trained_tokens_per_second"] = job.epochs * job.batch_size * read / last["update_seconds"]
+
+
+def sampling(job: Job, policy: Policy) -> None:
+    """As many tokens as the bare loop's: no answer ends early."""
+    ids = [row["ids"] for row in read_rows(job)[: job.batch_size]]
+    with settled(quickest(policy.model)):
+        begin()
+        for seed in range(4):
+            sample(
+                policy.model.eval(),
+                ids,
+                eos_id=-1,
+                max_response_tokens=job.response_tokens,
+                seed=seed,
+                batch_size=job.batch_size,
+            )
+            ends.append(time.time())
+
+
+def begin() -> None:
+    ends.append(time.time())
+
+
+match job.work:
+    case "sft":
+        sft(job, load_policy(job.model))
+    case "reward":
+        reward(job)
+    case "dpo":
+        dpo(job, load_policy(job.model))
+    case "ppo":
+        ppo(job, load_policy(job.model))
+    case "sample":
+        sampling(job, load_policy(job.model))
+shown = (
+    *("kl", "reward", "response_tokens"),
+    *("sample_seconds", "score_seconds", "update_seconds", "trained_tokens_per_second"),
+)
+answer(ends, **{name: last[name] for name in shown if name in last})
