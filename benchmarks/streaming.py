@@ -10,27 +10,32 @@ Of each process one line:
 * read: seconds until it is known what there is to learn from, and its hash.
 * tokens: seconds from there until the first step begins, loading the model included.
 * train: seconds of the steps, the looks at held-out rows included.
-* before, peak: resident memory when everything is imported, and the most there was (MB).
+* processor: seconds of the processor in all, which others' work on the machine disturbs less.
+* before, peak: the most resident memory (MB) when everything is imported, and at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import resource
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
 
 from prefloop.config import ModelConfig
 from prefloop.context import Context
 from prefloop.dataset import prepare
 from prefloop.feedback.records import Demonstration, Prompt
 from prefloop.feedback.store import Store
+from prefloop.models.precision import computing_in
 from prefloop.recipes import make_recipe
 from prefloop.runs import StageWriter, read_lines
 from prefloop.stages import STAGES
@@ -39,6 +44,7 @@ from prefloop.training.pretrain import make_policy
 
 WORDS = ("the", "a", "of", "to", "and", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "they")
 BATCH = 16
+T = TypeVar("T")
 
 
 def text(draw: random.Random, longest: int) -> str:
@@ -65,13 +71,14 @@ def make_project(folder: Path, rows: int, seed: int) -> None:
 def train(folder: Path, rows: int, steps: int, seed: int) -> dict[str, float]:
     """The stage in this process: its seconds and memory."""
     before = peak_megabytes()
-    sections = {"model": {"path": str(folder / "model")}, "threads": 1, "seed": seed, "precision": "float32"}
-    recipe = make_recipe({**sections, "sft": {"batch_size": BATCH, "epochs": steps * BATCH / rows}})
+    epochs = {"sft": {"batch_size": BATCH, "epochs": steps * BATCH / rows}}
+    recipe = make_recipe({"model": {"path": str(folder / "model")}, "seed": seed, **epochs})
     writer = StageWriter(folder / "runs" / "run" / "sft")
     writer.folder.mkdir(parents=True, exist_ok=True)
     seen: list[Metrics] = []
-    clock = [time.perf_counter()]
-    with Store.open(folder / "feedback.db") as store:
+    clock, used = [time.perf_counter()], time.process_time()
+    torch.set_num_threads(1)
+    with Store.open(folder / "feedback.db") as store, computing_in("float32"):
         data = prepare(recipe, store, folder)
         _ = data.demonstrations_hash
         clock.append(time.perf_counter())
@@ -83,6 +90,7 @@ def train(folder: Path, rows: int, steps: int, seed: int) -> dict[str, float]:
         "read": clock[1] - clock[0],
         "tokens": clock[2] - clock[1] - trained,
         "train": trained,
+        "processor": time.process_time() - used,
         "before": before,
         "peak": peak_megabytes(),
         "eval_loss": last["eval_loss"],
@@ -94,22 +102,25 @@ def peak_megabytes() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 1000)
 
 
+def alone(work: Callable[..., T], *given: Any) -> T:
+    """What a function returns in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
+
+
 def measure(rows: int, steps: int, seed: int) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         begin = time.perf_counter()
-        make_project(folder, rows, seed)
+        alone(make_project, folder, rows, seed)
         print(f"{rows:>9} rows, written in {time.perf_counter() - begin:.0f} s", flush=True)
+        losses = set()
         for which in ("first", "again"):
-            what = ("--rows", rows, "--steps", steps, "--seed", seed, "--folder", folder)
-            found = subprocess.run(
-                [sys.executable, __file__, *map(str, what)], stdout=subprocess.PIPE, check=True, text=True
-            )
-            figures: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
-            told = (
-                f"{key} {value:.4f}" if key == "eval_loss" else f"{key} {value:.1f}" for key, value in figures.items()
-            )
-            print(f"{which:>9}: {', '.join(told)}", flush=True)
+            found = alone(train, folder, rows, steps, seed)
+            losses.add(found.pop("eval_loss"))
+            print(f"{which:>9}: {', '.join(f'{key} {value:.1f}' for key, value in found.items())}", flush=True)
+        if len(losses) > 1:
+            raise AssertionError(f"what is kept trains another model: held-out losses {losses}")
         kept = sum(path.stat().st_size for path in folder.rglob("cache/tokens/*/*") if path.is_file())
         store = (folder / "feedback.db").stat().st_size
         print(f"{'on disk':>9}: store {store / 1e6:.0f} MB, tokens {kept / 1e6:.0f} MB", flush=True)
@@ -120,13 +131,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # a project that is there: for the processes
     given = parser.parse_args()
     for rows in given.rows:
-        if given.folder:
-            print(json.dumps(train(given.folder, rows, given.steps, given.seed)))
-        else:
-            measure(rows, given.steps, given.seed)
+        measure(rows, given.steps, given.seed)
 
 
 if __name__ == "__main__":
