@@ -10,7 +10,7 @@ import pytest
 
 from prefloop.feedback import lazy
 from prefloop.feedback.lazy import Ints, chosen, demonstrations_at, ids_of, prompts_at, texts_of
-from prefloop.feedback.records import Demonstration, Message, Prompt
+from prefloop.feedback.records import Completion, Demonstration, Judgement, Message, Prompt
 from prefloop.feedback.store import Store
 
 
@@ -78,3 +78,21 @@ def test_rows_name_the_prompt_of_each_demonstration(store: Store) -> None:
     rows = [tuple(row) for page in store.demonstration_rows() for row in page]
     asked = [*(prompt.id for prompt, _ in pairs), pairs[2][0].id]
     assert [row[1:] for row in rows] == [(id, number[id], None) for id in asked]
+
+
+def test_what_was_undone_is_not_among_the_rows(store: Store) -> None:
+    prompt = filled(store, 1)[0][0]
+    answers = [Completion(prompt_id=prompt.id, text=text, origin="x") for text in "ab"]
+    said = Judgement(
+        id="one",
+        prompt_id=prompt.id,
+        annotator="me",
+        source="human",
+        shown=tuple(answer.id for answer in answers),
+        ranks=(1, 2),
+    )
+    edit = Demonstration(prompt_id=prompt.id, text="edited", origin="me", judgement_id="one")
+    store.add([*answers, said, edit])
+    assert [row[3] for page in store.demonstration_rows() for row in page] == [None, "one"]
+    store.add([said.model_copy(update={"id": "two", "supersedes": "one", "retracted": True})])
+    assert [row[3] for page in store.demonstration_rows() for row in page] == [None]
