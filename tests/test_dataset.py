@@ -198,6 +198,20 @@ def test_a_runs_own_answers_are_no_data_of_its_earlier_stages(store: Store) -> N
     assert texts(prepare(settings, store, Path()).demonstrations) == {"u"}
 
 
+def test_what_people_wrote_while_they_judged_this_runs_answers_is_not_shown_to_it(store: Store) -> None:
+    one, other = Prompt.of("one", split="train"), Prompt.of("other", split="train")
+    store.add([one, other, Prompt.of("third", split="heldout")])
+    store.add(judged(one, ("a", 1), ("b", 2), origin="runs/mine/sft@1"))
+    store.add(judged(other, ("a", 1), ("b", 2), origin="runs/theirs/sft@1"))
+    store.add(
+        Demonstration(prompt_id=said.prompt_id, text="edited", origin="me", judgement_id=said.id)
+        for said in list(store.judgements())
+    )
+    store.add([Demonstration(prompt_id=one.id, text="written", origin="me")])
+    data = prepare(recipe("name=mine"), store, Path())
+    assert list(data.demonstrations) == [(other, "edited"), (one, "written")]
+
+
 def test_only_judgements_by_the_criterion_count(store: Store) -> None:
     one, other = Prompt.of("one", split="train"), Prompt.of("other", split="heldout")
     store.add([one, other])
