@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from prefloop.dataset import Dataset, for_judge, judged_pairs, place, prepare
+from prefloop.dataset import Dataset, for_judge, judged_pairs, part_of, place, prepare
 from prefloop.feedback.aggregate import snapshot
-from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt, Split
+from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt, Split, content_id
 from prefloop.feedback.store import Store
 from prefloop.recipes import Recipe, make_recipe
 
@@ -43,8 +44,13 @@ def recipe(*settings: str) -> Recipe:
     return make_recipe({}, ["data.heldout_fraction=0.3", *settings])
 
 
-def texts(pairs: list[tuple[Prompt, str]]) -> set[str]:
+def texts(pairs: Iterable[tuple[Prompt, str]]) -> set[str]:
     return {text for _, text in pairs}
+
+
+def read(data: Dataset) -> dict[str, list[Any]]:
+    """All of it, from the store as well."""
+    return {field.name: list(getattr(data, field.name)) for field in fields(Dataset)}
 
 
 # The split
@@ -82,7 +88,7 @@ def test_each_judged_prompt_is_in_one_part(store: Store) -> None:
     assert heldout == {p.id for p in data.heldout}
     assert aside == {p.id for p in data.aside}
     assert judged_pairs(recipe(), found)[2] == []
-    assert prepare(recipe(), store, Path()).aside == []
+    assert list(prepare(recipe(), store, Path()).aside) == []
 
 
 # From the store
@@ -104,6 +110,27 @@ def test_the_first_prompts_are_of_every_file(store: Store) -> None:
         assert 4 <= first.count("a") <= 16
 
 
+def test_what_stays_in_the_store_is_in_the_order_of_hashes_and_has_the_hash_of_its_lists(store: Store) -> None:
+    asked = [Prompt.of(f"question {i}", metadata={"gold": 1} if i % 50 == 0 else {}) for i in range(2500)]
+    store.add(asked)
+    store.add(Demonstration(prompt_id=p.id, text=f"shown {p.text}", origin="me") for p in asked for _ in "x")
+    settings = recipe("judge.fraction=0.3", "model.path=x")
+    data = prepare(settings, store, Path())
+    ordered = sorted((p for p in asked if not p.metadata), key=lambda p: content_id("order", p.id))
+    parts = {"train": data.train, "heldout": data.heldout, "judge": data.aside}
+    for name, part in parts.items():
+        assert list(part) == [p for p in ordered if part_of(settings, p) == name] != []
+    shown = {
+        name: [(p, f"shown {p.text}") for p in asked if not p.metadata and part_of(settings, p) == name]
+        for name in ("train", "heldout")
+    }
+    assert list(data.demonstrations) == shown["train"]
+    assert list(data.heldout_demonstrations) == shown["heldout"]
+    pairs = [*shown["train"], *shown["heldout"]]
+    assert data.demonstrations_hash == content_id([[p.id, text] for p, text in pairs])
+    assert data.prompts_hash == content_id(*([p.id for p in part] for part in parts.values()))
+
+
 @pytest.mark.parametrize(
     ("split", "counts"), [("train", "9 are for training and 0"), ("heldout", "0 are for training and 9")]
 )
@@ -119,8 +146,8 @@ def test_written_demonstrations_follow_their_prompts(store: Store) -> None:
     store.add(Demonstration(prompt_id=p.id, text=f"shown {p.text}", origin="me") for p in (learn, test))
     store.add(judged(learn, ("good", 1), ("bad", 2)))
     data = prepare(recipe(), store, Path())
-    assert data.demonstrations == [(learn, "shown learn")]
-    assert data.heldout_demonstrations == [(test, "shown test")]
+    assert list(data.demonstrations) == [(learn, "shown learn")]
+    assert list(data.heldout_demonstrations) == [(test, "shown test")]
     assert len(data.documents) == 3
     assert "\n\nHuman: learn\n\nAssistant: bad" in data.documents
     assert data.heldout_documents == ["\n\nHuman: test\n\nAssistant: shown test"]
@@ -135,8 +162,8 @@ def test_preferred_demonstrations_are_the_answers_with_most_votes(store: Store) 
     store.add(judged(one, ("b", 1), ("c", 2)))
     store.add(judged(other, ("x", 2), ("y", 1)))
     data = prepare(recipe("sft.demonstrations=preferred"), store, Path())
-    assert data.demonstrations == [(one, "b")]  # b has 3 votes, a 2
-    assert data.heldout_demonstrations == [(other, "y")]
+    assert list(data.demonstrations) == [(one, "b")]  # b has 3 votes, a 2
+    assert list(data.heldout_demonstrations) == [(other, "y")]
 
 
 def test_nothing_that_the_judge_knows_is_learnt_from(store: Store) -> None:
@@ -163,7 +190,7 @@ def test_a_runs_own_answers_are_no_data_of_its_earlier_stages(store: Store) -> N
     answer = Completion(prompt_id=one.id, text="sampled", origin="runs/mine/sft@1", metadata={"sample": 0})
     store.add([answer, *judged(one, ("s", 1), ("t", 2), origin="runs/mine/sft@1")])
     after = prepare(settings, store, Path())
-    assert after.demonstrations == before.demonstrations == [(one, "a")]
+    assert list(after.demonstrations) == list(before.demonstrations) == [(one, "a")]
     assert "sampled" not in "".join(after.documents)
     # Another run's answers are data like any other's, once somebody has judged them.
     store.add(judged(one, ("u", 1), ("v", 2), origin="runs/other/sft@1"))
@@ -171,12 +198,26 @@ def test_a_runs_own_answers_are_no_data_of_its_earlier_stages(store: Store) -> N
     assert texts(prepare(settings, store, Path()).demonstrations) == {"u"}
 
 
+def test_what_people_wrote_while_they_judged_this_runs_answers_is_not_shown_to_it(store: Store) -> None:
+    one, other = Prompt.of("one", split="train"), Prompt.of("other", split="train")
+    store.add([one, other, Prompt.of("third", split="heldout")])
+    store.add(judged(one, ("a", 1), ("b", 2), origin="runs/mine/sft@1"))
+    store.add(judged(other, ("a", 1), ("b", 2), origin="runs/theirs/sft@1"))
+    store.add(
+        Demonstration(prompt_id=said.prompt_id, text="edited", origin="me", judgement_id=said.id)
+        for said in list(store.judgements())
+    )
+    store.add([Demonstration(prompt_id=one.id, text="written", origin="me")])
+    data = prepare(recipe("name=mine"), store, Path())
+    assert list(data.demonstrations) == [(other, "edited"), (one, "written")]
+
+
 def test_only_judgements_by_the_criterion_count(store: Store) -> None:
     one, other = Prompt.of("one", split="train"), Prompt.of("other", split="heldout")
     store.add([one, other])
     store.add(judged(one, ("a", 1), ("b", 2)))
     settings = recipe("sft.demonstrations=preferred", "data.criterion=tone")
-    assert prepare(settings, store, Path()).demonstrations == []
+    assert list(prepare(settings, store, Path()).demonstrations) == []
 
 
 def test_files_of_the_recipe_are_imported_once(store: Store, tmp_path: Path) -> None:
@@ -186,7 +227,7 @@ def test_files_of_the_recipe_are_imported_once(store: Store, tmp_path: Path) -> 
     first = prepare(settings, store, tmp_path)
     counts = store.counts()
     assert counts.judgements == 20
-    assert prepare(settings, store, tmp_path) == first
+    assert read(prepare(settings, store, tmp_path)) == read(first)
     assert store.counts() == counts
 
 

@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"web"},
     # Where the islands meet.
     "runs": set(),
+    "tokens": {"chat", "runs", *DATA},
     "dataset": {"config", "recipes", "chat", "demo", *DATA},
     "context": {"config", "recipes", "dataset", "demo", "policy", "rollout", "runs", "training", *DATA},
     "rewarding": {"config", "context", "chat", "models", "rollout", *DATA},
@@ -55,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "stages": {
         *("config", "context", "dataset", "judging", "labelling", "rewarding", "runs"),
-        *("chat", "evaluation", "policy", "models", "rollout", "training"),
+        *("chat", "evaluation", "policy", "models", "rollout", "tokens", "training"),
         *DATA,
     },
     "pipeline": {
@@ -97,6 +98,7 @@ ALLOWED: dict[str, set[str]] = {
 
 WITHOUT_TORCH = {
     *("feedback", "seeds", "demo", "labelers", "config", "recipes", "chat", "report", "runs", "console", "dataset"),
+    "tokens",
     *("web", "client"),
 }
 TORCH_FAMILY = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "jaxtyping"}

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.test_docs import code, keys, sections
 from tests.test_pipeline import contents, dialogues, figures, from_store, run, tiny
+from tests.toys import CHATML, byte_tokenizer
 from transformers import AutoModelForSequenceClassification
 
+from prefloop.chat import Rendered
 from prefloop.dataset import judged_pairs
 from prefloop.feedback.aggregate import Comparison, read_snapshot
 from prefloop.feedback.formats import import_file
-from prefloop.feedback.records import Judgement
+from prefloop.feedback.records import Judgement, Prompt
 from prefloop.feedback.store import Store
 from prefloop.labelers.simulated import PANEL
 from prefloop.models.heads import RewardEnsemble
 from prefloop.models.loading import load_reward_model
 from prefloop.recipes import Recipe
 from prefloop.runs import file_hash, read_json, read_lines
+from prefloop.stages import _kept_answers
+from prefloop.tokens import Make, Tokens, cached_tokens
 
 DOCUMENTED = code(sections("run-folder.md")["`reward/evaluation.json`"]) | code(sections("run-folder.md")[""])
 ONLY_PPO = 'algorithms=["ppo"]'
@@ -88,6 +94,48 @@ def test_each_loss_trains_another_model_on_the_same_judgements(
     assert _member(project / "runs" / "tiny") != _member(plain / "runs" / "tiny")
     assert run(tiny(*RANKED), project).ran == ["reward", "ppo", "evaluation"]
     assert (contents(project), figures(project)) == (contents(plain), figures(plain))
+
+
+def test_judged_answers_are_tokenised_once_for_all_stages_and_runs(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, made = Path(shutil.copytree(plain, tmp_path / "project")), list[str]()
+
+    def spy(folder: Path, made_from: dict[str, Any], make: Make) -> Tokens:
+        def counted(counts: Counter[str]) -> Iterable[Rendered]:
+            made.append(made_from["answers"])
+            return make(counts)
+
+        return cached_tokens(folder, made_from, counted)
+
+    monkeypatch.setattr("prefloop.stages.cached_tokens", spy)
+    settings = (*RANKED, 'algorithms=["dpo"]', "dpo.batch_size=8")
+    assert run(tiny(*settings, "reward.epochs=2.0"), project).ran == ["reward", "dpo", "evaluation"]
+    assert made == []
+    kept = contents(project)
+    for stage in ("reward", "dpo"):
+        shutil.rmtree(project / "runs" / "tiny" / stage)
+    shutil.rmtree(project / "cache")
+    assert run(tiny(*settings, "reward.epochs=2.0"), project).ran == ["reward", "dpo"]
+    assert len(made) == len(set(made)) == 2, "training and held-out ones, for both stages"
+    assert contents(project) == kept
+
+
+def test_judged_answers_are_tokenised_anew_for_another_limit_or_tokenizer(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make(_: Counter[str]) -> Iterator[Rendered]:
+        made.append(1)
+        yield Rendered([1], [True])
+
+    def keep(limit: int, texts: tuple[str, ...], template: str | None = None) -> int:
+        context: Any = SimpleNamespace(tokens=tmp_path, recipe=tiny(f"data.max_prompt_tokens={limit}"))
+        policy: Any = SimpleNamespace(tokenizer=byte_tokenizer(template=template))
+        _kept_answers(context, policy, [(Prompt.of("q"), texts)], make)
+        return len(made)
+
+    assert [keep(100, ("a", "b")), keep(100, ("a", "b"))] == [1, 1]
+    assert [keep(50, ("a", "b")), keep(100, ("a", "c")), keep(100, ("a", "b"), CHATML)] == [2, 3, 4]
 
 
 def judged_by(folder: Path, **others: bool) -> None:

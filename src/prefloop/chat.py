@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,8 @@ from prefloop.feedback.records import Message, Prompt
 # Around the number of a special token that somebody typed; characters for private use.
 _QUOTE, _UNQUOTE = "\ue000", "\ue001"
 
+RECENT = 64
+"""Pieces whose ids are remembered."""
 ROLE_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 
 
@@ -67,6 +70,8 @@ class Chat:
         known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special = sorted(known | set(tokenizer.all_special_tokens), key=lambda name: (-len(name), name))
         self._quoted = re.compile(f"{_QUOTE}({'|'.join(map(str, range(len(self._special))))}){_UNQUOTE}")
+        # A prompt is wanted once more with each of its answers, and what announces them always.
+        self._tokenise = lru_cache(RECENT)(self._tokenised)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The conversation and the words that announce the assistant's answer, as token ids."""
@@ -141,17 +146,16 @@ class Chat:
     def _ids(self, text: str) -> list[int]:
         """Ids of a piece. Only a template's own words may be special tokens: an eos that somebody typed is text."""
         if not self.tokenizer.chat_template:
-            return self._tokenise(text, plain=True)
+            return [*self._tokenise(text, plain=True)]
         ids: list[int] = []
         for index, part in enumerate(self._quoted.split(text)):
             ids += self._tokenise(self._special[int(part)], plain=True) if index % 2 else self._tokenise(part)
         return ids
 
-    def _tokenise(self, text: str, plain: bool = False) -> list[int]:
+    def _tokenised(self, text: str, plain: bool = False) -> tuple[int, ...]:
         if not text:
-            return []
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
-        return ids
+            return ()
+        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"])
 
     def _quote(self, content: str) -> str:
         """A message with the names of special tokens in it replaced by marks, which ``_ids`` reads as plain text."""

@@ -46,6 +46,11 @@ class Context:
     def world(self) -> World | None:
         return WORLDS[self.recipe.data.world] if self.recipe.data.world else None
 
+    @property
+    def tokens(self) -> Path:
+        """Where token sequences are kept, for all runs of the project."""
+        return self.run.parents[1] / "cache" / "tokens"
+
     def seed(self, stage: str) -> int:
         return derive(self.recipe.seed, stage)
 
@@ -76,13 +81,11 @@ def sample_responses(
 ) -> Rollout:
     """K responses to each prompt, as ``config`` says, with random numbers that belong to ``purpose``."""
     limit = context.recipe.data.max_prompt_tokens
-    fitted = [policy.chat.fitted_prompt_ids(prompt, limit) for prompt in prompts]
-    note_cut(
-        context, sum(kept is not prompt for (_, kept), prompt in zip(fitted, prompts, strict=True)), len(prompts)
-    )
+    fitted = [(prompt, *policy.chat.fitted_prompt_ids(prompt, limit)) for prompt in prompts]
+    note_cut(context, sum(kept is not prompt for prompt, _, kept in fitted), len(fitted))
     return sample(
         policy.model,
-        [ids for ids, _ in fitted],
+        [ids for _, ids, _ in fitted],
         eos_id=policy.chat.eos_id,
         max_response_tokens=config.max_response_tokens,
         temperature=config.temperature,

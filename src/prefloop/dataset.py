@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from prefloop.chat import plain_text
 from prefloop.demo.world import WORLDS, World
 from prefloop.feedback.aggregate import Comparison, snapshot
 from prefloop.feedback.formats import import_file
-from prefloop.feedback.records import Completion, Demonstration, Message, Prompt, content_id
+from prefloop.feedback.lazy import Ints, Pair, demonstrations_at, ids_of, prompts_at, texts_of
+from prefloop.feedback.records import Completion, Demonstration, Message, Prompt, Split, content_id, content_id_of
 from prefloop.feedback.store import Store
 from prefloop.recipes import Recipe
 from prefloop.seeds import derive
 
 GOLD = "gold"
 """In a prompt's metadata: it tests people, and nothing is learnt from it."""
-Pair = tuple[Prompt, str]
-"""A prompt and an answer to it."""
+PARTS = ("train", "heldout", "judge")
+"""What a prompt may be for."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Prompts by split, demonstrations by split, and documents to pretrain on."""
+    """Prompts by split, demonstrations by split, and documents to pretrain on.
 
-    train: list[Prompt]
-    heldout: list[Prompt]
-    demonstrations: list[Pair]
-    heldout_demonstrations: list[Pair]
+    Prompts and demonstrations of a store stay there until somebody asks for them (`prefloop.feedback.lazy`).
+    """
+
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    demonstrations: Sequence[Pair]
+    heldout_demonstrations: Sequence[Pair]
     documents: list[str]
     heldout_documents: list[str]
-    aside: list[Prompt] = field(default_factory=list)
+    aside: Sequence[Prompt] = field(default_factory=list)
     """Training prompts whose comparisons are for the held-out judge alone."""
 
     @cached_property
     def prompts_hash(self) -> str:
-        return content_id(*([p.id for p in part] for part in (self.train, self.heldout, self.aside)))
+        return content_id_of(*map(ids_of, (self.train, self.heldout, self.aside)))
 
     @cached_property
     def demonstrations_hash(self) -> str:
-        pairs = [*self.demonstrations, *self.heldout_demonstrations]
-        return content_id([[prompt.id, text] for prompt, text in pairs])
+        return content_id_of(chain(texts_of(self.demonstrations), texts_of(self.heldout_demonstrations)))
 
     @cached_property
     def documents_hash(self) -> str:
@@ -52,18 +59,17 @@ class Dataset:
 
 def place(prompt: Prompt, heldout_fraction: float) -> str:
     """``train`` or ``heldout``: as the data's owner said, else by the prompt's hash."""
-    return prompt.split or ("heldout" if _uniform(prompt, "heldout") < heldout_fraction else "train")
+    return _place(prompt.id, prompt.split, heldout_fraction)
 
 
 def for_judge(prompt: Prompt, fraction: float) -> bool:
     """Whether a training prompt's comparisons are set aside for the held-out judge; by the prompt's hash."""
-    return _uniform(prompt, "judge") < fraction
+    return _uniform(prompt.id, "judge") < fraction
 
 
 def part_of(recipe: Recipe, prompt: Prompt) -> str:
     """What a prompt's comparisons are for: ``train``, ``heldout`` or ``judge``, the held-out judge's training."""
-    where = place(prompt, recipe.data.heldout_fraction)
-    return "judge" if where == "train" and for_judge(prompt, recipe.judge.fraction) else where
+    return _part(recipe, prompt.id, prompt.split)
 
 
 def prepare(recipe: Recipe, store: Store, folder: Path) -> Dataset:
@@ -108,57 +114,82 @@ def _from_world(recipe: Recipe, world: World, store: Store, folder: Path) -> Dat
 
 
 def _from_store(recipe: Recipe, store: Store, folder: Path) -> Dataset:
-    # By hash, not in the order of import: the first N are then of every file.
-    prompts = sorted(store.prompts(), key=lambda prompt: content_id("order", prompt.id))
-    prompts = [prompt for prompt in prompts if GOLD not in prompt.metadata]
-    if not prompts:
+    places, part_at = _placed(recipe, store)
+    count = sum(map(len, places.values()))
+    if not count:
         raise ValueError(
             "the store has no prompts. Import some (`prefloop import FILE`), name files in data.files, "
             "or choose an embedded world (data.world)"
         )
-    fraction = recipe.data.heldout_fraction
-    learnt = [p for p in prompts if place(p, fraction) == "train"]
-    train = [p for p in learnt if not for_judge(p, recipe.judge.fraction)]
-    heldout = [p for p in prompts if place(p, fraction) == "heldout"]
+    train, heldout, aside = (prompts_at(store, places[part]) for part in PARTS)
     if not train or not heldout:
         raise ValueError(
-            f"of {len(prompts)} prompts {len(train)} are for training and {len(heldout)} held out; both need some. "
+            f"of {count} prompts {len(train)} are for training and {len(heldout)} held out; both need some. "
             "Import more, or change data.heldout_fraction"
         )
-    pairs = _demonstrations(recipe, store, {prompt.id: prompt for prompt in prompts})
-    train_ids, heldout_ids = {p.id for p in train}, {p.id for p in heldout}
+    written = recipe.sft.demonstrations == "written"
+    shown = _written_pairs(recipe, store, part_at) if written else _preferred_pairs(recipe, store)
     documents: list[str] = []
     if "pretrain" in recipe.stages and not recipe.pretrain.files:
         documents = _dialogues(recipe, store, train)
     return Dataset(
         train=train,
         heldout=heldout,
-        demonstrations=[pair for pair in pairs if pair[0].id in train_ids],
-        heldout_demonstrations=[pair for pair in pairs if pair[0].id in heldout_ids],
+        demonstrations=shown["train"],
+        heldout_demonstrations=shown["heldout"],
         documents=_files(recipe, folder) or documents,
         heldout_documents=[] if recipe.pretrain.files else _dialogues(recipe, store, heldout) if documents else [],
-        aside=[p for p in learnt if for_judge(p, recipe.judge.fraction)],
+        aside=aside,
     )
 
 
-def _demonstrations(recipe: Recipe, store: Store, prompts: dict[str, Prompt]) -> list[Pair]:
-    if recipe.sft.demonstrations == "written":
-        return [(prompts[d.prompt_id], d.text) for d in _written(recipe, store) if d.prompt_id in prompts]
-    given = [completion.id for completion in store.completions() if not _is_own(recipe, completion)]
-    found = snapshot(store, recipe.data.criterion, given).comparisons()
-    return [(comparison.prompt, _preferred(comparison)) for comparison in found]
+def _placed(recipe: Recipe, store: Store) -> tuple[dict[str, Ints], bytes]:
+    """Where each part's prompts are in the table, and the number of the part of the prompt at each place of it."""
+    places, parts, keys = array("q"), bytearray(), bytearray()
+    for page in store.prompt_rows():
+        for number, id, split, metadata in page:
+            if GOLD not in metadata:
+                places.append(number)
+                parts.append(PARTS.index(_part(recipe, id, split)))
+                keys += bytes.fromhex(content_id("order", id))
+    at, part = np.array(places, np.int64), np.array(parts, np.uint8)
+    part_at = np.full(at.max(initial=0) + 1, len(PARTS), np.uint8)
+    part_at[at] = part
+    # By hash, not in the order of import: the first N are then of every file.
+    order = np.lexsort(np.frombuffer(keys, ">u8").reshape(-1, 2).T[::-1])
+    return {name: at[order][part[order] == number] for number, name in enumerate(PARTS)}, part_at.tobytes()
 
 
-def _is_own(recipe: Recipe, completion: Completion) -> bool:
+def _written_pairs(recipe: Recipe, store: Store, part_at: bytes) -> dict[str, Sequence[Pair]]:
+    """The store's demonstrations by part, but for what people wrote while they judged this run's own answers."""
+    asked, places = _asked(recipe, store), [array("q") for _ in range(len(PARTS) + 1)]
+    for page in store.demonstration_rows():
+        for number, prompt_id, prompt, judgement in page:
+            if prompt < len(part_at) and (judgement is None or prompt_id not in asked):
+                places[part_at[prompt]].append(number)
+    return {name: demonstrations_at(store, np.array(at, np.int64)) for name, at in zip(PARTS, places, strict=False)}
+
+
+def _preferred_pairs(recipe: Recipe, store: Store) -> dict[str, Sequence[Pair]]:
+    """Of every judged prompt the answer with the most votes, by part."""
+    given = [completion.id for completion in store.completions() if not _is_own(recipe, completion.origin)]
+    found: dict[str, list[Pair]] = {name: [] for name in PARTS}
+    for comparison in snapshot(store, recipe.data.criterion, given).comparisons():
+        if GOLD not in comparison.prompt.metadata:
+            found[part_of(recipe, comparison.prompt)].append((comparison.prompt, _preferred(comparison)))
+    return dict(found)
+
+
+def _is_own(recipe: Recipe, origin: str) -> bool:
     """Whether this run gave the answer. What people say of those comes after its demonstrations: if it were among
     them, the run would begin anew with every judgement."""
-    return completion.origin.startswith(f"runs/{recipe.name}/")
+    return origin.startswith(f"runs/{recipe.name}/")
 
 
-def _written(recipe: Recipe, store: Store) -> list[Demonstration]:
-    """The store's demonstrations, but for what people wrote while they judged this run's own answers."""
-    asked = {completion.prompt_id for completion in store.completions() if _is_own(recipe, completion)}
-    return [d for d in store.demonstrations() if d.judgement_id is None or d.prompt_id not in asked]
+def _asked(recipe: Recipe, store: Store) -> set[str]:
+    """The ids of the prompts that this run answered."""
+    pages = store.completion_rows()
+    return {prompt for page in pages for _, _, prompt, _, origin in page if _is_own(recipe, origin)}
 
 
 def _preferred(comparison: Comparison) -> str:
@@ -171,10 +202,11 @@ def _preferred(comparison: Comparison) -> str:
 
 def _dialogues(recipe: Recipe, store: Store, prompts: Sequence[Prompt]) -> list[str]:
     """Every conversation in the store about these prompts, as plain text; but no model's answers."""
-    by_id = {prompt.id: prompt for prompt in prompts}
+    by_id, asked = {prompt.id: prompt for prompt in prompts}, _asked(recipe, store)
+    written = (d for d in store.demonstrations() if d.judgement_id is None or d.prompt_id not in asked)
     answers: Iterable[Completion | Demonstration] = [
         *(c for c in store.completions(sorted(by_id)) if "sample" not in c.metadata),
-        *(d for d in _written(recipe, store) if d.prompt_id in by_id),
+        *(d for d in written if d.prompt_id in by_id),
     ]
     return [
         plain_text([*by_id[answer.prompt_id].messages, Message(role="assistant", content=answer.text)])
@@ -193,5 +225,14 @@ def _files(recipe: Recipe, folder: Path) -> list[str]:
     return documents
 
 
-def _uniform(prompt: Prompt, purpose: str) -> float:
-    return int(content_id(purpose, prompt.id), 16) / 2**128
+def _place(id: str, split: Split | None, heldout_fraction: float) -> str:
+    return split or ("heldout" if _uniform(id, "heldout") < heldout_fraction else "train")
+
+
+def _part(recipe: Recipe, id: str, split: Split | None) -> str:
+    where = _place(id, split, recipe.data.heldout_fraction)
+    return "judge" if where == "train" and _uniform(id, "judge") < recipe.judge.fraction else where
+
+
+def _uniform(id: str, purpose: str) -> float:
+    return int(content_id(purpose, id), 16) / 2**128

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,12 @@ def _check_judged(frozen: Snapshot) -> None:
 def items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
     """Sampled prompts with at least two different answers."""
     data = context.data
-    prompts = {prompt.id: prompt for prompt in [*data.train, *data.aside, *data.heldout]}
     answers: dict[str, list[Completion]] = {}
     for row in read_lines(context.run / "sample" / "completions.jsonl"):
         completion = Completion.model_validate(row)
         answers.setdefault(completion.prompt_id, []).append(completion)
+    parts = chain(data.train, data.aside, data.heldout)
+    prompts = {prompt.id: prompt for prompt in parts if prompt.id in answers}
     return [(prompts[key], found) for key, found in answers.items() if len(found) > 1]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from prefloop.chat import Rendered
+from prefloop.chat import Chat, Rendered
 from prefloop.config import (
     DIRECT,
     POLICY_GRADIENTS,
+    DataConfig,
     DirectConfig,
     DirectName,
     PolicyGradientConfig,
@@ -17,17 +19,19 @@ from prefloop.config import (
     ScoreConfig,
 )
 from prefloop.context import Context, note_cut, sample_responses
-from prefloop.dataset import Pair, judged_pairs
+from prefloop.dataset import judged_pairs
 from prefloop.evaluation.reward_quality import evaluate_reward
 from prefloop.feedback.aggregate import Comparison, read_snapshot
-from prefloop.feedback.records import Completion, Message
+from prefloop.feedback.lazy import Pair
+from prefloop.feedback.records import Completion, Message, content_id_of
 from prefloop.judging import answers_of, choose_judge, judged
 from prefloop.labelling import annotators, label, snapshot_name
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy, load_policy
 from prefloop.rewarding import rewards_of
 from prefloop.runs import StageWriter, folder_hash, read_json, write_json, write_lines
-from prefloop.training.comparisons import PreferenceGroup, encode_criteria
+from prefloop.tokens import Make, Tokens, cached_tokens, tokenizer_hash
+from prefloop.training.comparisons import Asked, PreferenceGroup, encode_criteria
 from prefloop.training.direct import train_direct
 from prefloop.training.on_policy import Observer
 from prefloop.training.online_dpo import judge_by_reward, train_online_dpo
@@ -49,7 +53,8 @@ def sft(context: Context, writer: StageWriter) -> None:
     recipe, data = context.recipe, context.data
     policy = context.base_policy()
     recipe.check_context(policy.context)
-    train, heldout = (_render(policy, pairs, context) for pairs in (data.demonstrations, data.heldout_demonstrations))
+    parts = {"train": data.demonstrations, "heldout": data.heldout_demonstrations}
+    train, heldout = (_demonstrated(context, policy, part, pairs) for part, pairs in parts.items())
     with context.log(writer) as log:
         writer.extra |= train_sft(policy, train, heldout, recipe.sft, context.seed("sft"), log)
     policy.save(writer.folder / "model")
@@ -153,7 +158,7 @@ def direct(name: DirectName, context: Context, writer: StageWriter) -> None:
 def evaluation(context: Context, writer: StageWriter) -> None:
     """Every trained policy against the supervised one, on held-out prompts that no stage has trained on."""
     recipe = context.recipe
-    prompts = context.data.heldout[: recipe.evaluate.prompts]
+    prompts = list(context.data.heldout[: recipe.evaluate.prompts])
     referee = choose_judge(context)
     learned = load_reward_model(context.run / "reward" / "model") if "reward" in recipe.stages else None
     reference = load_policy(context.run / "sft" / "model")
@@ -169,37 +174,72 @@ def evaluation(context: Context, writer: StageWriter) -> None:
 # Parts of stages
 
 
-def _render(policy: Policy, pairs: Sequence[Pair], context: Context) -> list[Rendered]:
-    """Demonstrations as token sequences; prompts cut to the limit, too long answers left out, both reported."""
-    limits, result, cut = context.recipe.data, [], 0
-    for prompt, answer in pairs:
-        _, fitted = policy.chat.fitted_prompt_ids(prompt, limits.max_prompt_tokens)
-        cut += fitted is not prompt
-        rendered = policy.chat.answered(fitted, answer)
-        if rendered.response_tokens > limits.max_response_tokens:
-            continue
-        if context.recipe.sft.loss_on == "all":
-            rendered = policy.chat.render([*fitted.messages, Message(role="assistant", content=answer)], "all")
-        result.append(rendered)
-    note_cut(context, cut, len(pairs))
-    if len(result) < len(pairs):
+def _demonstrated(context: Context, policy: Policy, part: str, pairs: Sequence[Pair]) -> Tokens:
+    """A part of the demonstrations, tokenised once for all runs; tells what was cut or left out."""
+    limits, loss_on = context.recipe.data, context.recipe.sft.loss_on
+    made_from = {
+        "tokenizer": tokenizer_hash(policy.tokenizer),
+        "demonstrations": context.data.demonstrations_hash,
+        "part": [part, len(pairs)],  # the hash is of both parts, end to end
+        "max_prompt_tokens": limits.max_prompt_tokens,
+        "max_response_tokens": limits.max_response_tokens,
+        "loss_on": loss_on,
+    }
+    tokens = cached_tokens(context.tokens, made_from, partial(_render, policy.chat, pairs, limits, loss_on))
+    note_cut(context, tokens.counts.get("cut", 0), len(pairs))
+    if left_out := tokens.counts.get("left out"):
         context.note(
-            f"{len(pairs) - len(result)} of {len(pairs)} demonstrations are longer than "
+            f"{left_out} of {len(pairs)} demonstrations are longer than "
             f"{limits.max_response_tokens} tokens and were left out."
         )
-    return result
+    return tokens
+
+
+def _render(
+    chat: Chat, pairs: Iterable[Pair], limits: DataConfig, loss_on: Literal["all", "last"], counts: Counter[str]
+) -> Iterator[Rendered]:
+    """Demonstrations token by token; counts prompts cut to the limit and answers left out, as they are too long."""
+    for prompt, answer in pairs:
+        _, fitted = chat.fitted_prompt_ids(prompt, limits.max_prompt_tokens)
+        counts["cut"] += fitted is not prompt
+        rendered = chat.answered(fitted, answer)
+        if rendered.response_tokens > limits.max_response_tokens:
+            counts["left out"] += 1
+        elif loss_on == "all":
+            yield chat.render([*fitted.messages, Message(role="assistant", content=answer)], "all")
+        else:
+            yield rendered
 
 
 def _encode(context: Context, policy: Policy, parts: Sequence[Sequence[Comparison]]) -> list[PreferenceGroup]:
     """``parts``: the comparisons by each criterion."""
     limits = context.recipe.data
-    groups, cut, left_out = encode_criteria(policy.chat, parts, limits.max_prompt_tokens, limits.max_response_tokens)
+    groups, cut, left_out = encode_criteria(
+        policy.chat,
+        parts,
+        limits.max_prompt_tokens,
+        limits.max_response_tokens,
+        partial(_kept_answers, context, policy),
+    )
     note_cut(context, cut, len({comparison.prompt.id for part in parts for comparison in part}))
     if left_out:
         context.note(
             f"{left_out} judged answers are longer than {limits.max_response_tokens} tokens and were left out."
         )
     return groups
+
+
+def _kept_answers(
+    context: Context, policy: Policy, asked: Sequence[Asked], make: Make
+) -> tuple[Tokens, Mapping[str, int]]:
+    """Judged answers, tokenised once for all stages and runs."""
+    made_from = {
+        "tokenizer": tokenizer_hash(policy.tokenizer),
+        "answers": content_id_of((prompt.id, texts) for prompt, texts in asked),
+        "max_prompt_tokens": context.recipe.data.max_prompt_tokens,
+    }
+    tokens = cached_tokens(context.tokens, made_from, make)
+    return tokens, tokens.counts
 
 
 def _train_reward(

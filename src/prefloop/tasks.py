@@ -183,7 +183,7 @@ def evaluate_pair(
         data = prepare(recipe, store, folder)
         run = Context(recipe, project / "runs" / recipe.name, data, store)
         referee = choose_judge(run, judge)
-        prompts = data.heldout[: recipe.evaluate.prompts]
+        prompts = list(data.heldout[: recipe.evaluate.prompts])
         new, old = (answers_of(run, policy, policies[1], prompts, referee.scores, None) for policy in policies)
     report, _ = judged(after, new, before, old, prompts, referee)
     return [report]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.feedback.records import Completion, Judgement, Message, Prompt, content_id, dense_ranks
+from prefloop.feedback.records import Completion, Judgement, Message, Prompt, content_id, content_id_of, dense_ranks
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -75,3 +75,9 @@ def test_dense_ranks_agree_with_counting(values: list[int]) -> None:
     ranks = dense_ranks(values)
     assert ranks == tuple(1 + len({other for other in values if other > value}) for value in values)
     judgement(shown=tuple(str(i) for i in range(len(values))), ranks=ranks)
+
+
+@given(st.lists(st.lists(st.text() | st.tuples(st.text(), st.text()) | st.integers(), max_size=4), max_size=4))
+def test_long_parts_have_the_id_of_their_lists(parts: list[list[Any]]) -> None:
+    assert content_id_of(*map(iter, parts)) == content_id(*parts)
+    assert content_id_of(iter(["\ud83d", "\ude00"])) == content_id(["\ud83d", "\ude00"])

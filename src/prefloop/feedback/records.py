@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,6 +39,22 @@ def content_id(*parts: Any) -> str:
     """A 128-bit hexadecimal hash of JSON-serialisable parts; equal parts, equal id, on every machine."""
     canonical = _canonical(parts)
     return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def content_id_of(*parts: Iterable[Any]) -> str:
+    """``content_id(*map(list, parts))`` without the lists, for parts that are too long to hold."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in chain("[", _pieces(parts), "]"):
+        digest.update(piece.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _pieces(parts: Iterable[Iterable[Any]]) -> Iterator[str]:
+    for number, part in enumerate(parts):
+        yield ",[" if number else "["
+        for place, item in enumerate(part):
+            yield f",{_canonical(item)}" if place else _canonical(item)
+        yield "]"
 
 
 class Record(BaseModel):

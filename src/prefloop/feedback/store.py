@@ -117,10 +117,7 @@ class Store:
 
     def demonstrations(self, effective: bool = True) -> Iterator[Demonstration]:
         """All demonstrations but those that were undone with their judgement; every one with ``effective=False``."""
-        undone = sa.exists().where(
-            JUDGEMENTS.c.supersedes == DEMONSTRATIONS.c.judgement_id, JUDGEMENTS.c.seq <= self._end(JUDGEMENTS)
-        )
-        where = [~undone] if effective else []
+        where = [~self._undone()] if effective else []
         return map(to_demonstration, self._scan(DEMONSTRATIONS, self._end(DEMONSTRATIONS), *where))
 
     def judgements(self, criterion: str | None = None, effective: bool = True) -> Iterator[Judgement]:
@@ -132,6 +129,18 @@ class Store:
             superseded = sa.exists().where(later.c.supersedes == JUDGEMENTS.c.id, later.c.seq <= end)
             where += [~superseded, ~JUDGEMENTS.c.retracted]
         return map(to_judgement, self._scan(JUDGEMENTS, end, *where))
+
+    def prompt_rows(self) -> Iterator[Sequence[Sequence[Any]]]:
+        """Place, id, split and metadata of all prompts, page by page."""
+        c = PROMPTS.c
+        return self._pages(sa.select(c.seq, c.id, c.split, c.metadata), self._end(PROMPTS))
+
+    def demonstration_rows(self) -> Iterator[Sequence[Sequence[Any]]]:
+        """Place, the prompt's id and place, and the judgement of what `demonstrations` returns, page by page."""
+        c = DEMONSTRATIONS.c
+        what = sa.select(c.seq, c.prompt_id, PROMPTS.c.seq.label("prompt"), c.judgement_id)
+        what = what.join(PROMPTS, PROMPTS.c.id == c.prompt_id).where(~self._undone())
+        return self._pages(what, self._end(DEMONSTRATIONS))
 
     def completion_rows(self) -> Iterator[Sequence[Sequence[Any]]]:
         """Place, id, prompt, text and origin of all completions, page by page, for those who count them only: to make
@@ -193,6 +202,12 @@ class Store:
         each = [sa.select(sa.func.count()).select_from(table).scalar_subquery() for table in tables]
         with self.database.reading() as db:
             return Counts(*db.execute(sa.select(*each)).one())
+
+    def _undone(self) -> sa.Exists:
+        """Whether a demonstration was undone with its judgement."""
+        return sa.exists().where(
+            JUDGEMENTS.c.supersedes == DEMONSTRATIONS.c.judgement_id, JUDGEMENTS.c.seq <= self._end(JUDGEMENTS)
+        )
 
     def _end(self, table: sa.Table) -> int:
         with self.database.reading() as db:

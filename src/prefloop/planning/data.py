@@ -12,9 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from prefloop.chat import Chat
-from prefloop.dataset import Dataset, Pair, judged_pairs, prepare
+from prefloop.dataset import Dataset, judged_pairs, prepare
 from prefloop.feedback.aggregate import Comparison, snapshot
 from prefloop.feedback.database import place_of
+from prefloop.feedback.lazy import Pair
 from prefloop.feedback.store import Store
 from prefloop.models.loading import load_tokenizer
 from prefloop.recipes import Recipe

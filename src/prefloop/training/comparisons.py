@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations, product
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from prefloop.chat import Chat, Rendered
 from prefloop.feedback.aggregate import Comparison, Ranking
+from prefloop.feedback.records import Prompt
 from prefloop.feedback.scores import choices
 from prefloop.models.packing import longest_packed
 
@@ -91,15 +94,32 @@ class Choices:
     weights: Float[Tensor, " C"]
 
 
+Asked = tuple[Prompt, tuple[str, ...]]
+"""A prompt and different answers to it."""
+Make = Callable[[Counter[str]], Iterator[Rendered]]
+"""Tokenises answers, and counts the prompts that were ``cut``."""
+Keep = Callable[[Sequence[Asked], Make], tuple[Iterable[Rendered], Mapping[str, int]]]
+"""Where to have the sequences of these answers and the counts from: from a place where they are kept, or made."""
+
+
+def _made(_: Sequence[Asked], make: Make) -> tuple[Iterable[Rendered], Mapping[str, int]]:
+    counts = Counter[str]()
+    return make(counts), counts
+
+
 def encode(
     chat: Chat, comparisons: Sequence[Comparison], max_prompt_tokens: int, max_response_tokens: int
 ) -> tuple[list[PreferenceGroup], int, int]:
     """Tokenise comparisons; returns the groups, how many prompts were cut, and how many answers were too long."""
-    return _encode(chat, [[(0, one)] for one in comparisons], 1, max_prompt_tokens, max_response_tokens)
+    return _encode(chat, [[(0, one)] for one in comparisons], 1, max_prompt_tokens, max_response_tokens, _made)
 
 
 def encode_criteria(
-    chat: Chat, parts: Sequence[Sequence[Comparison]], max_prompt_tokens: int, max_response_tokens: int
+    chat: Chat,
+    parts: Sequence[Sequence[Comparison]],
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    keep: Keep = _made,
 ) -> tuple[list[PreferenceGroup], int, int]:
     """As :func:`encode`, of one list of comparisons for each criterion.
 
@@ -109,7 +129,7 @@ def encode_criteria(
     for criterion, part in enumerate(parts):
         for comparison in part:
             by_prompt.setdefault(comparison.prompt.id, []).append((criterion, comparison))
-    return _encode(chat, list(by_prompt.values()), len(parts), max_prompt_tokens, max_response_tokens)
+    return _encode(chat, list(by_prompt.values()), len(parts), max_prompt_tokens, max_response_tokens, keep)
 
 
 def _encode(
@@ -118,14 +138,17 @@ def _encode(
     criteria: int,
     max_prompt_tokens: int,
     max_response_tokens: int,
+    keep: Keep,
 ) -> tuple[list[PreferenceGroup], int, int]:
     """``prompts``: for each prompt the comparisons of its answers, each with the number of its criterion."""
-    groups, cut, left_out = [], 0, 0
-    for said in prompts:
-        asked = said[0][1].prompt
-        _, prompt = chat.fitted_prompt_ids(asked, max_prompt_tokens)
-        cut += prompt is not asked
-        rendered = {text: chat.answered(prompt, text) for _, comparison in said for text in comparison.texts}
+    asked = [
+        (said[0][1].prompt, tuple(dict.fromkeys(text for _, comparison in said for text in comparison.texts)))
+        for said in prompts
+    ]
+    made, counts = keep(asked, partial(_answers, chat, asked, max_prompt_tokens))
+    sequences, groups, left_out = iter(made), list[PreferenceGroup](), 0
+    for said, (_, texts) in zip(prompts, asked, strict=True):
+        rendered = {text: next(sequences) for text in texts}
         kept = [text for text, sequence in rendered.items() if sequence.response_tokens <= max_response_tokens]
         left_out += len(rendered) - len(kept)
         pairs, rankings = list[tuple[int, int, float, float]](), list[Ranking]()
@@ -141,7 +164,15 @@ def _encode(
             groups.append(
                 PreferenceGroup(tuple(rendered[text] for text in kept), tuple(pairs), tuple(rankings), criteria)
             )
-    return groups, cut, left_out
+    return groups, counts.get("cut", 0), left_out
+
+
+def _answers(chat: Chat, asked: Iterable[Asked], max_prompt_tokens: int, counts: Counter[str]) -> Iterator[Rendered]:
+    """All answers, each with its prompt, which is cut where it is too long."""
+    for prompt, texts in asked:
+        _, fitted = chat.fitted_prompt_ids(prompt, max_prompt_tokens)
+        counts["cut"] += fitted is not prompt
+        yield from (chat.answered(fitted, text) for text in texts)
 
 
 def _pairs(comparison: Comparison, place: Mapping[int, int]) -> list[tuple[int, int, float, float]]:

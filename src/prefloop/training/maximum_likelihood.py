@@ -23,6 +23,9 @@ from prefloop.models.forward import (
 )
 from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, is_checkpoint, shuffled_batches
 
+AT_ONCE = 10_000
+"""Held-out sequences in memory; there may be any number."""
+
 
 def fit(
     model: Any,
@@ -71,7 +74,8 @@ def heldout_loss(model: Any, sequences: Sequence[Rendered], max_tokens: int) -> 
     """Mean −log π over all masked-in tokens of held-out sequences, nats."""
     training = model.training
     model.eval()
-    log_probs = torch.cat(score_responses(model, sequences, max_tokens))
+    parts = (sequences[start : start + AT_ONCE] for start in range(0, len(sequences), AT_ONCE))
+    log_probs = torch.cat([torch.cat(score_responses(model, part, max_tokens)) for part in parts])
     model.train(training)
     return float(-log_probs.double().mean())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from prefloop.algorithms.kl import kl_estimate
 from prefloop.algorithms.masked import masked_mean
 from prefloop.config import OnPolicyConfig
+from prefloop.feedback.lazy import chosen
 from prefloop.feedback.records import Prompt
 from prefloop.policy import Policy
 from prefloop.rollout.batch import Rollout
@@ -21,15 +22,23 @@ Observer = Callable[[Sequence[Prompt], Sequence[str]], Metrics]
 """Looks at prompts and responses of an iteration and adds figures to its metrics; it never touches training."""
 
 
-def encode_prompts(policy: Policy, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[Prompt, list[int]]]:
-    """Each prompt with its token ids."""
+def prompt_batches(
+    policy: Policy, prompts: Sequence[Prompt], size: int, iterations: int, seed: int, max_tokens: int
+) -> Iterator[list[tuple[Prompt, list[int]]]]:
+    """The prompts of each iteration with their token ids, in an order that depends on the seed alone.
+
+    There may be any number of prompts: those that are drawn are read and tokenised, before the first iteration.
+    """
     if not prompts:
         raise ValueError("there are no prompts to practise on")
-    fitted = [policy.chat.fitted_prompt_ids(prompt, max_tokens) for prompt in prompts]
-    cut = sum(kept is not prompt for (_, kept), prompt in zip(fitted, prompts, strict=True))
+    drawn = list(shuffled_batches(range(len(prompts)), size, iterations, seed))
+    wanted = sorted(set(chain.from_iterable(drawn)))
+    fitted = [(prompt, *policy.chat.fitted_prompt_ids(prompt, max_tokens)) for prompt in chosen(prompts, wanted)]
+    cut = sum(kept is not prompt for prompt, _, kept in fitted)
     if cut:
-        warnings.warn(f"{cut} of {len(prompts)} prompts were cut to {max_tokens} tokens", stacklevel=3)
-    return [(prompt, ids) for prompt, (ids, _) in zip(prompts, fitted, strict=True)]
+        warnings.warn(f"{cut} of {len(fitted)} prompts were cut to {max_tokens} tokens", stacklevel=3)
+    encoded = {number: (prompt, ids) for number, (prompt, ids, _) in zip(wanted, fitted, strict=True)}
+    return ([encoded[number] for number in batch] for batch in drawn)
 
 
 def shuffled_minibatches(rollout: Rollout, config: OnPolicyConfig, seed: int) -> Iterator[list[int]]:

@@ -27,7 +27,7 @@ from prefloop.seeds import derive
 from prefloop.training.comparisons import PreferenceGroup, group_micro_batches
 from prefloop.training.direct import preference_losses
 from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, mean_figures, shuffled_batches, steps_in
-from prefloop.training.on_policy import Observer, encode_prompts, laps, rollout_figures
+from prefloop.training.on_policy import Observer, laps, prompt_batches, rollout_figures
 
 Votes = tuple[int, int, float, float]
 """(i, j, votes for answer i, votes for answer j) of one prompt's answers."""
@@ -54,8 +54,7 @@ def train_online_dpo(
     per_step = config.minibatch_episodes // config.answers
     steps_each = config.epochs * (per_iteration // per_step)
     optimiser = Optimiser(model.parameters(), config, config.iterations * steps_each)
-    encoded = encode_prompts(policy, prompts, max_prompt_tokens)
-    batches = shuffled_batches(encoded, per_iteration, config.iterations, seed)
+    batches = prompt_batches(policy, prompts, per_iteration, config.iterations, seed, max_prompt_tokens)
     loss_config, started = (
         DPOConfig(beta=config.beta, micro_batch_tokens=config.micro_batch_tokens),
         time.perf_counter(),

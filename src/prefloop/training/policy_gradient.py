@@ -68,17 +68,8 @@ from prefloop.rollout.reward import Reward, total_scores
 from prefloop.rollout.sampler import sample
 from prefloop.seeds import derive
 from prefloop.training.critic import Critic, SeparateCritic, SharedCritic
-from prefloop.training.loop import (
-    Log,
-    Loss,
-    Metrics,
-    NonFiniteError,
-    Optimiser,
-    fitted,
-    mean_figures,
-    shuffled_batches,
-)
-from prefloop.training.on_policy import Observer, encode_prompts, laps, rollout_figures, shuffled_minibatches
+from prefloop.training.loop import Log, Loss, Metrics, NonFiniteError, Optimiser, fitted, mean_figures
+from prefloop.training.on_policy import Observer, laps, prompt_batches, rollout_figures, shuffled_minibatches
 
 # Cached decoding and the training pass do the same sums in another order. The ratio of their probabilities stays this
 # close to 1; more means that they do not compute the same thing. (bfloat16 has 8 bits: 0.17 was seen in the demo.)
@@ -134,8 +125,8 @@ def train_policy_gradient(
     joined, apart = _critic_parameters(critic)
     optimiser = Optimiser([*model.parameters(), *joined], config, updates, eps=1e-5, apart=apart)
     answers = config.answers if isinstance(config, GroupConfig) else 1
-    encoded = encode_prompts(policy, prompts, max_prompt_tokens)
-    batches = shuffled_batches(encoded, config.episodes // answers, config.iterations, seed)
+    size = config.episodes // answers
+    batches = prompt_batches(policy, prompts, size, config.iterations, seed, max_prompt_tokens)
     kl_coef, moments, started = config.kl_coef, RunningMoments(), time.perf_counter()
 
     for iteration, batch in enumerate(batches, start=1):

@@ -1,0 +1,108 @@
+"""Records of a store as sequences: a number each in memory, and the record read when somebody asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from .records import Prompt
+from .store import Store
+from .stored import AT_ONCE, to_prompt
+from .tables import DEMONSTRATIONS, PROMPTS
+
+Ints = npt.NDArray[np.int64]
+Pair = tuple[Prompt, str]
+"""A prompt and an answer to it."""
+T = TypeVar("T")
+Other = TypeVar("Other")
+
+
+@dataclass(frozen=True)
+class View(Generic[T]):
+    """What is read of a row, and what is made of it."""
+
+    query: sa.Select[*tuple[Any, ...]]
+    """Its first column is the row's place."""
+    make: Callable[[sa.RowMapping], T]
+
+
+class Stored(Sequence[T]):
+    """Records at some places of a table (``seq``), in the order of the places. A slice of them is another one.
+
+    Rows never change, so these are always the same records. Whoever needs them again and again makes a list.
+    """
+
+    def __init__(self, store: Store, places: Ints, view: View[T]) -> None:
+        self.store, self.places, self.view = store, places, view
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[T]:
+        for start in range(0, len(self), AT_ONCE):
+            yield from self._read(self.places[start : start + AT_ONCE])
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Stored[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Stored[T]:
+        if isinstance(index, slice):
+            return Stored(self.store, self.places[index], self.view)
+        return self._read(self.places[[index]])[0]
+
+    def chosen(self, indices: Sequence[int]) -> Stored[T]:
+        return Stored(self.store, self.places[list(indices)], self.view)
+
+    def seen_as(self, view: View[Other]) -> Stored[Other]:
+        """Another look at the same rows."""
+        return Stored(self.store, self.places, view)
+
+    def _read(self, places: Ints) -> list[T]:
+        wanted: list[int] = places.tolist()
+        place = self.view.query.selected_columns["seq"]
+        with self.store.database.reading() as db:
+            rows = db.execute(self.view.query.where(place.in_(wanted))).mappings()
+            found = {row["seq"]: self.view.make(row) for row in rows}
+        return [found[one] for one in wanted]
+
+
+_PAIRED = sa.select(DEMONSTRATIONS.c.seq, DEMONSTRATIONS.c.prompt_id, DEMONSTRATIONS.c.text)
+_WITH_PROMPT = _PAIRED.add_columns(PROMPTS.c.id, PROMPTS.c.messages, PROMPTS.c.split, PROMPTS.c.metadata).join(
+    PROMPTS, PROMPTS.c.id == DEMONSTRATIONS.c.prompt_id
+)
+_PROMPTS = View(sa.select(PROMPTS), to_prompt)
+_IDS: View[str] = View(sa.select(PROMPTS.c.seq, PROMPTS.c.id), lambda row: row["id"])
+_PAIRS: View[Pair] = View(_WITH_PROMPT, lambda row: (to_prompt(row), row["text"]))
+_TEXTS: View[tuple[str, str]] = View(_PAIRED, lambda row: (row["prompt_id"], row["text"]))
+
+
+def prompts_at(store: Store, places: Ints) -> Stored[Prompt]:
+    return Stored(store, places, _PROMPTS)
+
+
+def demonstrations_at(store: Store, places: Ints) -> Stored[Pair]:
+    """Demonstrations, each a prompt and the answer to it."""
+    return Stored(store, places, _PAIRS)
+
+
+def chosen(records: Sequence[T], indices: Sequence[int]) -> Iterable[T]:
+    """Some of the records; where they are in the store, they are read page by page."""
+    return records.chosen(indices) if isinstance(records, Stored) else [records[index] for index in indices]
+
+
+def ids_of(prompts: Sequence[Prompt]) -> Iterable[str]:
+    """The prompts' ids; where they are in the store, nothing else of them is read."""
+    return prompts.seen_as(_IDS) if isinstance(prompts, Stored) else (prompt.id for prompt in prompts)
+
+
+def texts_of(pairs: Sequence[Pair]) -> Iterable[tuple[str, str]]:
+    """(the prompt's id, the answer) of each pair; where they are in the store, the prompts are not read."""
+    return pairs.seen_as(_TEXTS) if isinstance(pairs, Stored) else ((prompt.id, text) for prompt, text in pairs)
