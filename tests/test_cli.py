@@ -125,25 +125,6 @@ def test_help_is_quick() -> None:
         assert f" {command} " in done.stdout
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP there")
-@pytest.mark.parametrize(("told", "expected"), [({}, "0"), ({"OMP_WAIT_POLICY": "active"}, "30000000000")])
-def test_threads_wait_without_spinning_unless_told_otherwise(told: dict[str, str], expected: str) -> None:
-    """As OpenMP itself says when torch is loaded after the command line has begun."""
-    program = (
-        "import sys\nfrom prefloop.cli import main\nsys.argv = ['prefloop', '--help']\n"
-        "try:\n    main()\nfinally:\n    import torch"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment | told | {"OMP_DISPLAY_ENV": "verbose"},
-    )
-    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
-
-
 def test_it_is_a_module_too() -> None:
     done = subprocess.run([sys.executable, "-m", "prefloop", "report", "no-such"], capture_output=True, text=True)
     assert done.returncode == 2

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.heldout import loss
-from benchmarks.speed.jobs import Job, run
+from benchmarks.speed.jobs import ROUNDS, Job, run
 from benchmarks.speed.materials import LONGEST, Size, make
 from benchmarks.speed.results import Row, Turn, line, summarise, write
 
@@ -100,7 +100,7 @@ def items_of(job: Job) -> int:
     if job.work == "ppo":
         return job.batch_size * job.iterations
     if job.work == "sample":
-        return job.batch_size * job.response_tokens
+        return ROUNDS * job.batch_size * job.response_tokens
     sides = 1 if job.work == "sft" else 2
     with Path(job.rows).open(encoding="utf-8") as file:
         return sum(sum(json.loads(next(file))["tokens"][:sides]) for _ in range(job.count))

@@ -65,6 +65,8 @@ class Timing:
         return (steps - skipped) / steps / (self.ends[-1] - self.ends[skipped])
 
 
+ROUNDS = 4
+"""How often a batch is sampled."""
 ROOT = Path(__file__).parents[2]
 STARTED = "PREFLOOP_BENCHMARK_STARTED"
 
@@ -81,8 +83,6 @@ def run(python: Path | str, worker: str, job: Job, log: Path) -> Timing:
     """
     environment = os.environ | {
         "TOKENIZERS_PARALLELISM": "false",
-        # Threads that wait by spinning take many times as long beside another busy process: for everybody.
-        "OMP_WAIT_POLICY": "passive",
         "HF_HUB_OFFLINE": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         STARTED: repr(time.time()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.speed.jobs import answer, read_job, read_rows
+from benchmarks.speed.jobs import ROUNDS, answer, read_job, read_rows
 
 job = read_job()
 
@@ -44,7 +44,7 @@ def decode() -> dict[str, float]:
     rows = read_rows(job)[: job.batch_size]
     longest = max(len(row["ids"]) for row in rows)
     ids = torch.randint(2, 4096, (len(rows), longest), device=model.device)
-    for _ in range(4):
+    for _ in range(ROUNDS):
         cache = DynamicCache(config=model.config)
         step = ids
         with autocast():

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.jobs import Job, answer, read_job, read_rows
+from benchmarks.speed.jobs import ROUNDS, Job, answer, read_job, read_rows
 
 job = read_job()
 
@@ -105,7 +105,7 @@ def sampling(job: Job, policy: Policy) -> None:
     ids = [row["ids"] for row in read_rows(job)[: job.batch_size]]
     with settled(quickest(policy.model)):
         begin()
-        for seed in range(4):
+        for seed in range(ROUNDS):
             sample(
                 policy.model.eval(),
                 ids,

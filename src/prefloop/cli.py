@@ -46,9 +46,6 @@ EXIT_INTERRUPTED = 130
 def main() -> None:
     """Run the command line; what the user can mend is one clear message, not a traceback."""
     warnings.showwarning = _warn
-    # Read when torch is loaded. By default its threads wait for each other by spinning: where another process wants
-    # the core, each of a step's hundreds of waits can take as long as that process is let run.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app(prog_name="prefloop")
     except (ValueError, OSError) as error:
