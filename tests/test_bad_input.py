@@ -220,7 +220,7 @@ def _fails(refused: Any, *options: str) -> str:
 
         patch.setattr(RunDisplay, "_tell", lambda *_: None)
         patch.setattr(RunDisplay, "note", lambda *_: None)
-        return str(refused("run", *options, left=("feedback.db", "runs")))
+        return str(refused("run", *options, left=("cache", "feedback.db", "runs")))
 
 
 def test_a_prompt_longer_than_the_context(refused: Any, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_run_uses_the_recipe_that_it_is_given(call: Call, tmp_path: Path) -> Non
     (tmp_path / "recipes" / "r.toml").write_text(recipe, encoding="utf-8")
     ok(call("run", "recipes/r.toml", *settings("judge.fraction=0.3", 'algorithms=["dpo"]', "seed=5")))
     assert read_json(tmp_path / "runs" / "named" / "summary.json")["seed"] == 5
-    assert names(tmp_path) == ["feedback.db", "recipes", "runs"]
+    assert names(tmp_path) == ["cache", "feedback.db", "recipes", "runs"]
 
 
 def test_import_tells_what_it_left_out(call: Call, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def told(world: World, name: str) -> dict[bool, list[tuple[Json, Any]]]:
 def test_a_gold_task_looks_like_any_other(world: World) -> None:
     world.fill(40, gold=range(0, 40, 2), gold_share=0.5, overlap=2)
     found = told(world, "ana")
-    assert min(len(found[True]), len(found[False])) >= 10
+    assert min(len(found[True]), len(found[False])) >= 3, "by lot: of gold 20 in the mean, below 10 in one of 30 runs"
     (ordinary, headers), *_ = found[False]
     assert set(ordinary["task"]) == {
         *("id", "criteria", "messages", "answers", "guidelines", "draft", "expires", "number"),
