@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.toys import gpt2, llama, random_sequences
 from torch import Tensor
 
-from prefloop.models import packing
+from prefloop.models import attention, packing
 from prefloop.models.attention import written_out
-from prefloop.models.forward import pack, predicting_states
+from prefloop.models.forward import pack, pad, predicting_states
 from prefloop.models.packing import Stem, few, grain, lay_out
 from prefloop.models.precision import computing_in
 
@@ -40,9 +40,17 @@ def by_formula(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale:
 @pytest.mark.parametrize(("heads", "shared"), [(1, 1), (4, 1), (4, 2), (6, 3)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("table", [1, 2**22])
 def test_written_out_is_the_formula(
-    heads: int, shared: int, dtype: torch.dtype, tolerance: float, parts: int
+    heads: int,
+    shared: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    parts: int,
+    table: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention, "TABLE", table)
     inputs, hidden = made(heads, shared, dtype)
     hidden = hidden[:parts]  # of one for all parts, or one for each
     exact = [part.detach().float().requires_grad_() for part in inputs]
@@ -55,10 +63,13 @@ def test_written_out_is_the_formula(
         torch.testing.assert_close(one.float(), other, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("layout", [pack, pad])
 @pytest.mark.parametrize("make", [llama, gpt2])
-def test_bfloat16_is_written_out_and_says_what_float32_says(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_written_out_and_says_what_float32_says(
+    make: Any, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make().eval()
-    batch = pack(random_sequences(2, [(5, 3), (1, 9), (12, 1), (5, 6)]), CPU)
+    batch = layout(random_sequences(2, [(5, 3), (1, 9), (12, 1), (5, 6)]), CPU)
     asked: list[int] = []
     own = packing.written_out
 

@@ -17,6 +17,10 @@ LONGEST = 512
 """Keys of a query at most. Beyond, the table is too large to pay."""
 
 
+TABLE = 2**22
+"""Scores that are worked on at once, about: more do not stay in a processor's cache."""
+
+
 def written_out(
     query: Float[Tensor, "n H L d"],
     key: Float[Tensor, "n h M d"],
@@ -29,6 +33,11 @@ def written_out(
     Args:
         hidden: minus infinity where a query may not look, else 0.
     """
+    most = max(1, TABLE // (query[0, ..., 0].numel() * key.shape[2]))
+    if len(query) > most:
+        masks = hidden.expand(len(query), -1, -1).split(most)
+        parts = zip(query.split(most), key.split(most), value.split(most), masks, strict=True)
+        return torch.cat([written_out(*part, scale) for part in parts])
     # The H/h queries that share a key are rows of one product, so no key is repeated.
     rows = query.reshape(key.shape[0] * key.shape[1], -1, query.shape[3])
     found: Tensor = _WrittenOut.apply(rows, key.flatten(0, 1), value.flatten(0, 1), hidden, scale)

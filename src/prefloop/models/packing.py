@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -52,9 +52,16 @@ class Bucket:
     @cached_property
     def hidden(self) -> Float[Tensor, "#n L M"]:
         """Minus infinity where a query may not look, else 0."""
-        length = self.queries.shape[1]
-        mask = self.queries.new_ones(1, length, length).tril() if self.mask is None else self.mask[:, 0]
-        return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask == 0, -torch.inf)
+        if self.mask is None:
+            return _later(self.queries.shape[1])
+        mask = self.mask[:, 0]
+        return torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+
+
+@lru_cache(maxsize=8)
+def _later(length: int) -> Float[Tensor, "1 L L"]:
+    """Minus infinity where a query would look at what comes after it, else 0."""
+    return torch.full((1, length, length), -torch.inf).triu_(1)
 
 
 @dataclass(frozen=True)
@@ -200,24 +207,31 @@ def attention(
             q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
         ).to(dtype)
 
+    def writes_out(keys: int) -> bool:
+        return slow and not dropout and keys <= LONGEST
+
     def attend_in(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if slow and not dropout and bucket.keys.shape[1] <= LONGEST:
+        if writes_out(k.shape[2]):
             return written_out(q.to(dtype), k.to(dtype), v, bucket.hidden, scale)
         return attend(q, k, v, bucket.mask)
 
     with torch.autocast(value.device.type, enabled=False):
         if (layout := _layout.get()) is None:
-            return attend(query, key, value).transpose(1, 2), None
+            if writes_out(key.shape[2]):
+                found = written_out(query.to(dtype), key.to(dtype), value, _later(key.shape[2]), scale)
+            else:
+                found = attend(query, key, value)
+            return found.transpose(1, 2), None
         rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-        found = []
+        results = []
         for bucket in layout.buckets:
             places = (bucket.queries, bucket.keys, bucket.keys)
             parts = (
                 row.index_select(0, at.flatten()).unflatten(0, at.shape).transpose(1, 2)
                 for row, at in zip(rows, places, strict=True)
             )
-            found.append(attend_in(bucket, *parts).transpose(1, 2).flatten(0, 1))
-        return torch.cat(found).index_select(0, layout.order)[None], None
+            results.append(attend_in(bucket, *parts).transpose(1, 2).flatten(0, 1))
+        return torch.cat(results).index_select(0, layout.order)[None], None
 
 
 def _mask(*, local_size: int | None = None, **_: Any) -> None:
