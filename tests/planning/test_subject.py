@@ -12,7 +12,8 @@ from tests.toys import policy
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from prefloop.config import ModelConfig
-from prefloop.models.footprint import kept
+from prefloop.models.footprint import kept, sequences_around
+from prefloop.models.forward import pack, pad, predicting_states
 from prefloop.models.precision import computing_in
 from prefloop.planning.subject import config_of, describe, size_of
 from prefloop.rollout.decoder import Decoder
@@ -39,6 +40,19 @@ CONFIGS: dict[str, Any] = {
     ),
     "gpt2": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=128),
 }
+
+
+@pytest.mark.parametrize("layout", [pack, pad])
+def test_counting_leaves_nothing_without_storage_behind(layout: Any) -> None:
+    """A mask that was kept from counting had no numbers, and real passes of that length took it."""
+    describe("llama", CONFIGS["llama"], 40, "bfloat16")
+    model: Any = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    sequences = sequences_around(model, 40, 8)
+    exact = predicting_states(model, layout(sequences, model.device))
+    with computing_in("bfloat16"):
+        found = predicting_states(model, layout(sequences, model.device))
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found.float(), exact, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

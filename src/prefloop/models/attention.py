@@ -2,7 +2,7 @@
 
 torch's own kernel takes six times as long backwards in bfloat16 as in float32, and leaves the units idle in both.
 Written out, attention keeps a table of queries × keys for each layer until the backward pass: less than everything
-else that a layer keeps, up to a few hundred tokens.
+else that a layer keeps, up to a few hundred tokens. The formula is that of Vaswani et al. 2017, eq. 1.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch import Tensor
 
 LONGEST = 512
 """Keys of a query at most. Beyond, the table is too large to pay."""
-
-
 TABLE = 2**22
 """Scores that are worked on at once, about: more do not stay in a processor's cache."""
 
@@ -31,7 +29,7 @@ def written_out(
     """softmax(scale · Q Kᵀ + hidden) V; scores and softmax in float32, the products around them in the inputs' type.
 
     Args:
-        hidden: minus infinity where a query may not look, else 0.
+        hidden: minus infinity where a query may not look, else 0; one mask for all n, or one for each.
     """
     most = max(1, TABLE // (query[0, ..., 0].numel() * key.shape[2]))
     if len(query) > most:

@@ -54,7 +54,7 @@ def kept(model: Any, length: int = LENGTH) -> Kept:
     Two passes are run, forwards only, of four sequences and of eight.
     """
     length = max(4, min(length, context_of(model) * 4 // 5))
-    few, many = (_sequences(model, length, count) for count in (4, 8))
+    few, many = (sequences_around(model, length, count) for count in (4, 8))
     training = model.training
     model.train()  # dropout keeps its masks
     try:
@@ -66,15 +66,15 @@ def kept(model: Any, length: int = LENGTH) -> Kept:
     return Kept(per_token, max(0.0, less - tokens * per_token))
 
 
-def _sequences(model: Any, length: int, count: int) -> list[Rendered]:
-    """A few lengths around ``length``, as real sequences have; no two begin alike."""
+def sequences_around(model: Any, length: int, count: int) -> list[Rendered]:
+    """A few lengths around ``length``, as real sequences have; no two begin alike. The second half is trained on."""
     words = model.get_input_embeddings().num_embeddings
-    lengths = [length * quarters // 4 for quarters in (3, 4, 5, 4)] * (count // 4)
-    starts = range(0, len(lengths) * 37, 37)
-    return [
-        Rendered([(start + place) % words for place in range(one)], [place >= one // 2 for place in range(one)])
-        for start, one in zip(starts, lengths, strict=True)
-    ]
+    made = []
+    for row in range(count):
+        own = length * (3, 4, 5, 4)[row % 4] // 4
+        ids = [(37 * row + place) % words for place in range(own)]
+        made.append(Rendered(ids, [place >= own // 2 for place in range(own)]))
+    return made
 
 
 def _bytes_kept(model: Any, sequences: list[Rendered]) -> tuple[int, int]:

@@ -12,12 +12,12 @@ architecture hands everything over to it is measured, once a model (`longest_pac
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -58,7 +58,6 @@ class Bucket:
         return torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
 
 
-@lru_cache(maxsize=8)
 def _later(length: int) -> Float[Tensor, "1 L L"]:
     """Minus infinity where a query would look at what comes after it, else 0."""
     return torch.full((1, length, length), -torch.inf).triu_(1)
@@ -161,26 +160,26 @@ class CannotPackError(Exception):
     """This architecture's attention does more than the packed one can."""
 
 
+About = TypeVar("About")
+
+
 @contextmanager
-def attending_by(model: Any, name: str) -> Iterator[None]:
-    """Within it the model's attention is the function that is registered under this name."""
+def attending_by(model: Any, name: str, variable: ContextVar[About], about: About) -> Iterator[None]:
+    """Within it the model's attention is the function that is registered under this name, and ``variable`` tells it
+    what it should know."""
     config = model.base_model.config
     before, config._attn_implementation = config._attn_implementation, name
+    token = variable.set(about)
     try:
         yield
     finally:
+        variable.reset(token)
         config._attn_implementation = before
 
 
-@contextmanager
-def packed(model: Any, layout: Layout | None) -> Iterator[None]:
+def packed(model: Any, layout: Layout | None) -> AbstractContextManager[None]:
     """Within it the model's attention reads one row of this layout; without a layout, rows of one sequence each."""
-    token = _layout.set(layout)
-    try:
-        with attending_by(model, NAME):
-            yield
-    finally:
-        _layout.reset(token)
+    return attending_by(model, NAME, _layout, layout)
 
 
 def attention(
@@ -201,37 +200,29 @@ def attention(
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     slow = dtype == torch.bfloat16 and value.device.type == "cpu"
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket | None = None) -> Tensor:
+        if slow and not dropout and k.shape[2] <= LONGEST:
+            hidden = bucket.hidden if bucket else _later(k.shape[2])
+            return written_out(q.to(dtype), k.to(dtype), v, hidden, scale)
+        mask = bucket.mask if bucket else None
         q, k, v = (part.to(torch.float32 if slow else dtype) for part in (q, k, v))
         return F.scaled_dot_product_attention(
             q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
         ).to(dtype)
 
-    def writes_out(keys: int) -> bool:
-        return slow and not dropout and keys <= LONGEST
-
-    def attend_in(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if writes_out(k.shape[2]):
-            return written_out(q.to(dtype), k.to(dtype), v, bucket.hidden, scale)
-        return attend(q, k, v, bucket.mask)
-
     with torch.autocast(value.device.type, enabled=False):
         if (layout := _layout.get()) is None:
-            if writes_out(key.shape[2]):
-                found = written_out(query.to(dtype), key.to(dtype), value, _later(key.shape[2]), scale)
-            else:
-                found = attend(query, key, value)
-            return found.transpose(1, 2), None
+            return attend(query, key, value).transpose(1, 2), None
         rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-        results = []
+        found = []
         for bucket in layout.buckets:
             places = (bucket.queries, bucket.keys, bucket.keys)
-            parts = (
+            q, k, v = (
                 row.index_select(0, at.flatten()).unflatten(0, at.shape).transpose(1, 2)
                 for row, at in zip(rows, places, strict=True)
             )
-            results.append(attend_in(bucket, *parts).transpose(1, 2).flatten(0, 1))
-        return torch.cat(results).index_select(0, layout.order)[None], None
+            found.append(attend(q, k, v, bucket).transpose(1, 2).flatten(0, 1))
+        return torch.cat(found).index_select(0, layout.order)[None], None
 
 
 def _mask(*, local_size: int | None = None, **_: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,15 @@ class Planner:
         """What a recipe's models are computed in."""
         return self.precision if recipe.precision == "auto" else recipe.precision
 
-    def stages(self, recipe: Recipe, share: float = 1.0, count: int | None = None) -> list[Stage]:
+    def stages(self, recipe: Recipe, share: float = 1.0) -> list[Stage]:
         """What each stage takes, with a model of a ``share`` of the weights; seconds by the first recipe's rates."""
         trained = self.subject(recipe, self.precision_of(recipe)).scaled(share)
         read = trained if recipe.precision != "auto" else self.subject(recipe, "float32").scaled(share)
-        machine = replace(self.machine, count=count or self.machine.count)
         amounts = self.amounts.within(recipe)
         return [
-            predict(work, trained, machine, self.rates, amounts.rendering)
+            predict(work, trained, self.machine, self.rates, amounts.rendering)
             if work.steps
-            else predict(work, read, machine, self.outside, amounts.rendering)
+            else predict(work, read, self.machine, self.outside, amounts.rendering)
             for work in work_of(recipe, amounts)
         ]
 

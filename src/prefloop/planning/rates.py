@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from prefloop.algorithms.likelihood import token_log_probs
 from prefloop.chat import Rendered
 from prefloop.config import Precision
-from prefloop.models.footprint import WEIGHT_BYTES
+from prefloop.models.footprint import WEIGHT_BYTES, sequences_around
 from prefloop.models.forward import (
     PART,
     arrange,
@@ -79,10 +79,6 @@ class Rates:
             decode_step=self.decode_step * weights,
             decode_row=self.decode_row * weights,
         )
-
-    def teraflops(self, subject: Subject) -> float:
-        """What training reaches, in 10¹² operations a second."""
-        return 6 * subject.trunk / self.train / 1e12
 
 
 def assumed(subject: Subject, card: Card, name: str, length: float, precision: Precision) -> Rates:
@@ -187,14 +183,8 @@ def _wait(model: Any) -> None:
 
 def _sequences(model: Any, lengths: Lengths, tokens: int) -> list[Rendered]:
     """Of about the recipe's lengths, and about ``tokens`` in all."""
-    words, most = model.get_input_embeddings().num_embeddings, context_of(model)
-    whole = max(4, min(round(lengths.whole), most * 4 // 5, tokens // 4))
-    rows = []
-    for row in range(max(1, tokens // whole)):
-        length = whole * (3, 4, 5, 4)[row % 4] // 4
-        ids = [(37 * row + place) % words for place in range(length)]
-        rows.append(Rendered(ids, [place >= length // 2 for place in range(length)]))
-    return rows
+    whole = max(4, min(round(lengths.whole), context_of(model) * 4 // 5, tokens // 4))
+    return sequences_around(model, whole, max(1, tokens // whole))
 
 
 def _trained(model: Any, rows: list[Rendered]) -> float:

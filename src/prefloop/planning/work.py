@@ -60,10 +60,6 @@ class Work:
     """Sequences that are decoded together, and the columns that their cache grows to."""
     columns: int = 0
 
-    @property
-    def models(self) -> float:
-        return sum(count for count, _ in self.held.values())
-
 
 def work_of(recipe: Recipe, amounts: Amounts) -> list[Work]:
     """Every stage of the recipe."""

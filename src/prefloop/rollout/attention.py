@@ -7,8 +7,8 @@ lets attention be replaced; for which architectures that is right is what `model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
@@ -69,15 +69,9 @@ def _span(starts: Sequence[int], begin: int, end: int, used: int, columns: int) 
     return Span(slice(begin, end), first, hidden)
 
 
-@contextmanager
-def attending(model: Any, spans: Sequence[Span]) -> Iterator[None]:
+def attending(model: Any, spans: Sequence[Span]) -> AbstractContextManager[None]:
     """Within it the model reads one token of each row."""
-    token = _spans.set(spans)
-    try:
-        with attending_by(model, NAME):
-            yield
-    finally:
-        _spans.reset(token)
+    return attending_by(model, NAME, _spans, spans)
 
 
 def attention(
