@@ -28,7 +28,7 @@ from prefloop.models.heads import RewardModel
 from prefloop.policy import load_policy
 from prefloop.recipes import load_recipe
 from prefloop.seeds import derive
-from prefloop.training.comparisons import encode
+from prefloop.training.encoding import encode
 from prefloop.training.reward import make_reward
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -1,14 +1,16 @@
-"""What many demonstrations cost: seconds and memory until supervised fine-tuning begins, the first time and again.
+"""What many rows cost: seconds and memory until training begins, the first time and again.
 
-    python benchmarks/streaming.py [--rows 10000 100000 1000000] [--steps 10] [--seed 0]
+    python benchmarks/streaming.py [--what demonstrations] [--rows 10000 100000 1000000] [--steps 10] [--seed 0]
+    python benchmarks/streaming.py --what comparisons
 
-For each number of rows a store of short demonstrations is made (prompts of 12 words, answers of 25 on average), and
-the stage ``sft`` is run on it twice, each time in a process of its own: the first tokenises, the second finds what
-the first has kept. The model is a tiny one from its configuration and takes few steps; in 1,000 rows one is held out.
-Of each process one line:
+For each number of rows a store of short demonstrations is made (prompts of 12 words, answers of 25 on average), or of
+judged pairs of such answers, frozen into a snapshot. The stage ``sft``, or the stages ``reward`` and ``dpo``, are run
+on it twice, each time in a process of its own: the first tokenises, the others find what it has kept. The model is a
+tiny one from its configuration and takes few steps; in 1,000 rows one is held out. Of each process one line:
 
-* read: seconds until it is known what there is to learn from, and its hash.
-* tokens: seconds from there until the first step begins, loading the model included.
+* read: seconds until the data are split, and for demonstrations until their hash is known.
+* tokens: seconds from there until the first step begins, loading the model included; for ``reward`` also those from
+  the last step to the end, for ``dpo`` also those of the pass of the reference.
 * train: seconds of the steps, the looks at held-out rows included.
 * processor: seconds of the processor in all, which others' work on the machine disturbs less.
 * before, peak: the most resident memory (MB) when everything is imported, and at the end.
@@ -33,11 +35,12 @@ import torch
 from prefloop.config import ModelConfig
 from prefloop.context import Context
 from prefloop.dataset import prepare
-from prefloop.feedback.records import Demonstration, Prompt
-from prefloop.feedback.store import Store
+from prefloop.feedback.aggregate import snapshot
+from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt
+from prefloop.feedback.store import AnyRecord, Store
 from prefloop.models.precision import computing_in
 from prefloop.recipes import make_recipe
-from prefloop.runs import StageWriter, read_lines
+from prefloop.runs import StageWriter, read_lines, write_json
 from prefloop.stages import STAGES
 from prefloop.training.loop import Metrics
 from prefloop.training.pretrain import make_policy
@@ -51,29 +54,71 @@ def text(draw: random.Random, longest: int) -> str:
     return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
 
 
-def records(rows: int, seed: int) -> Iterator[Prompt | Demonstration]:
-    draw = random.Random(seed)
-    for number in range(rows):
-        prompt = Prompt.of(f"{number} {text(draw, 24)}", split="train" if number % 1000 else "heldout")
+def demonstrations(rows: int, seed: int) -> Iterator[Prompt | Demonstration]:
+    for prompt, draw in prompts(rows, seed):
         yield prompt
         yield Demonstration(prompt_id=prompt.id, text=text(draw, 50), origin="benchmark")
 
 
-def make_project(folder: Path, rows: int, seed: int) -> None:
-    """A store of demonstrations, and a model to begin with."""
+def comparisons(rows: int, seed: int) -> Iterator[Prompt | Completion | Judgement]:
+    """Pairs: one in ten is a tie, the others like the one or the other better."""
+    for number, (prompt, draw) in enumerate(prompts(rows, seed)):
+        answers = [Completion(prompt_id=prompt.id, text=f"{n} {text(draw, 50)}", origin="benchmark") for n in "ab"]
+        ranks = draw.choices(((1, 2), (2, 1), (1, 1)), (45, 45, 10))[0]
+        shown = (answers[0].id, answers[1].id)
+        yield prompt
+        yield from answers
+        yield Judgement(
+            id=f"benchmark-{number}",
+            prompt_id=prompt.id,
+            annotator=f"annotator {draw.randrange(20)}",
+            source="imported",
+            shown=shown,
+            ranks=ranks,
+        )
+
+
+def prompts(rows: int, seed: int) -> Iterator[tuple[Prompt, random.Random]]:
+    draw = random.Random(seed)
+    for number in range(rows):
+        yield Prompt.of(f"{number} {text(draw, 24)}", split="train" if number % 1000 else "heldout"), draw
+
+
+RECORDS: dict[str, Callable[[int, int], Iterator[AnyRecord]]] = {
+    "demonstrations": demonstrations,
+    "comparisons": comparisons,
+}
+LEARN: dict[str, tuple[str, ...]] = {"demonstrations": ("sft",), "comparisons": ("reward", "dpo")}
+"""The stages that learn from them."""
+
+
+def make_project(folder: Path, what: str, rows: int, seed: int) -> None:
+    """A store of such rows, a model to begin with, and what is there when the stages begin."""
     with Store.open(folder / "feedback.db") as store:
-        store.add(records(rows, seed))
+        store.add(RECORDS[what](rows, seed))
     draw = random.Random(seed)
     config = ModelConfig(vocabulary=2000, width=64, layers=2, heads=2, context=512)
-    make_policy([text(draw, 50) for _ in range(1000)], config, seed).save(folder / "model")
+    policy = make_policy([text(draw, 50) for _ in range(1000)], config, seed)
+    policy.save(folder / "model")
+    policy.save(folder / "runs" / "run" / "sft" / "model")
 
 
-def train(folder: Path, rows: int, steps: int, seed: int) -> dict[str, float]:
-    """The stage in this process: its seconds and memory."""
+def freeze(folder: Path) -> None:
+    """What the stage ``label`` leaves."""
+    label = folder / "runs" / "run" / "label"
+    label.mkdir(parents=True)
+    with Store.open(folder / "feedback.db") as store:
+        frozen = snapshot(store, "overall")
+    frozen.write(label / "snapshot.jsonl")
+    write_json(label / "manifest.json", {"snapshot": frozen.hash})
+
+
+def train(folder: Path, stage: str, rows: int, steps: int, seed: int) -> dict[str, float]:
+    """A stage in this process: its seconds and memory."""
     before = peak_megabytes()
-    epochs = {"sft": {"batch_size": BATCH, "epochs": steps * BATCH / rows}}
-    recipe = make_recipe({"model": {"path": str(folder / "model")}, "seed": seed, **epochs})
-    writer = StageWriter(folder / "runs" / "run" / "sft")
+    epochs = {stage: {"batch_size": BATCH, "epochs": steps * BATCH / rows}}
+    recipe = make_recipe({"name": "run", "model": {"path": str(folder / "model")}, "seed": seed, **epochs})
+    writer = StageWriter(folder / "runs" / "run" / stage)
     writer.folder.mkdir(parents=True, exist_ok=True)
     seen: list[Metrics] = []
     clock, used = [time.perf_counter()], time.process_time()
@@ -82,10 +127,10 @@ def train(folder: Path, rows: int, steps: int, seed: int) -> dict[str, float]:
         data = prepare(recipe, store, folder)
         _ = data.demonstrations_hash
         clock.append(time.perf_counter())
-        STAGES["sft"](Context(recipe, writer.folder.parent, data, store, seen.append), writer)
+        STAGES[stage](Context(recipe, writer.folder.parent, data, store, seen.append), writer)
         clock.append(time.perf_counter())
-    last = read_lines(writer.folder / "metrics.jsonl")[-1]
-    trained = last["seconds"]
+    lines = read_lines(writer.folder / "metrics.jsonl")
+    trained = lines[-1]["seconds"]
     return {
         "read": clock[1] - clock[0],
         "tokens": clock[2] - clock[1] - trained,
@@ -93,7 +138,7 @@ def train(folder: Path, rows: int, steps: int, seed: int) -> dict[str, float]:
         "processor": time.process_time() - used,
         "before": before,
         "peak": peak_megabytes(),
-        "eval_loss": last["eval_loss"],
+        "eval_loss": lines[-1]["eval_loss"],
     }
 
 
@@ -108,19 +153,23 @@ def alone(work: Callable[..., T], *given: Any) -> T:
         return pool.submit(work, *given).result()
 
 
-def measure(rows: int, steps: int, seed: int) -> None:
+def measure(what: str, rows: int, steps: int, seed: int) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         begin = time.perf_counter()
-        alone(make_project, folder, rows, seed)
-        print(f"{rows:>9} rows, written in {time.perf_counter() - begin:.0f} s", flush=True)
-        losses = set()
-        for which in ("first", "again"):
-            found = alone(train, folder, rows, steps, seed)
-            losses.add(found.pop("eval_loss"))
-            print(f"{which:>9}: {', '.join(f'{key} {value:.1f}' for key, value in found.items())}", flush=True)
-        if len(losses) > 1:
-            raise AssertionError(f"what is kept trains another model: held-out losses {losses}")
+        alone(make_project, folder, what, rows, seed)
+        if what == "comparisons":
+            alone(freeze, folder)
+        print(f"{rows:>9} {what}, written in {time.perf_counter() - begin:.0f} s", flush=True)
+        for stage in LEARN[what]:
+            losses = set()
+            for which in ("first", "again"):
+                found = alone(train, folder, stage, rows, steps, seed)
+                losses.add(found.pop("eval_loss"))
+                figures = ", ".join(f"{key} {value:.1f}" for key, value in found.items())
+                print(f"{stage:>9} {which}: {figures}", flush=True)
+            if len(losses) > 1:
+                raise AssertionError(f"what is kept trains another model: held-out losses {losses}")
         kept = sum(path.stat().st_size for path in folder.rglob("cache/tokens/*/*") if path.is_file())
         store = (folder / "feedback.db").stat().st_size
         print(f"{'on disk':>9}: store {store / 1e6:.0f} MB, tokens {kept / 1e6:.0f} MB", flush=True)
@@ -128,12 +177,13 @@ def measure(rows: int, steps: int, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=RECORDS, default="demonstrations")
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     for rows in given.rows:
-        measure(rows, given.steps, given.seed)
+        measure(given.what, rows, given.steps, given.seed)
 
 
 if __name__ == "__main__":

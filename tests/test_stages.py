@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.eager import EagerSnapshot, eager_groups
 from tests.test_docs import code, keys, sections
 from tests.test_pipeline import contents, dialogues, figures, from_store, run, tiny
 from tests.toys import CHATML, byte_tokenizer
@@ -19,7 +20,7 @@ from prefloop.chat import Rendered
 from prefloop.dataset import judged_pairs
 from prefloop.feedback.aggregate import Comparison, read_snapshot
 from prefloop.feedback.formats import import_file
-from prefloop.feedback.records import Judgement, Prompt
+from prefloop.feedback.records import Judgement, Prompt, content_id_of
 from prefloop.feedback.store import Store
 from prefloop.labelers.simulated import PANEL
 from prefloop.models.heads import RewardEnsemble
@@ -28,6 +29,7 @@ from prefloop.recipes import Recipe
 from prefloop.runs import file_hash, read_json, read_lines
 from prefloop.stages import _kept_answers
 from prefloop.tokens import Make, Tokens, cached_tokens
+from prefloop.training.encoding import Asked
 
 DOCUMENTED = code(sections("run-folder.md")["`reward/evaluation.json`"]) | code(sections("run-folder.md")[""])
 ONLY_PPO = 'algorithms=["ppo"]'
@@ -131,11 +133,45 @@ def test_judged_answers_are_tokenised_anew_for_another_limit_or_tokenizer(tmp_pa
     def keep(limit: int, texts: tuple[str, ...], template: str | None = None) -> int:
         context: Any = SimpleNamespace(tokens=tmp_path, recipe=tiny(f"data.max_prompt_tokens={limit}"))
         policy: Any = SimpleNamespace(tokenizer=byte_tokenizer(template=template))
-        _kept_answers(context, policy, [(Prompt.of("q"), texts)], make)
+        _kept_answers(context, policy, Asked(1, content_id_of([(Prompt.of("q").id, texts)])), make)
         return len(made)
 
     assert [keep(100, ("a", "b")), keep(100, ("a", "b"))] == [1, 1]
     assert [keep(50, ("a", "b")), keep(100, ("a", "c")), keep(100, ("a", "b"), CHATML)] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("reward.criteria={kind = 1.0, overall = 0.5}", "reward.margin=0.5", 'algorithms=["dpo"]', "seed=3"),
+        ("reward.loss=plackett-luce", "data.max_response_tokens=8", 'algorithms=["kto"]', "kto.batch_size=8"),
+    ],
+)
+def test_comparisons_that_stay_on_disk_train_the_same_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    """To the bit, with the same metrics and notes, the first time and when everything is kept already."""
+    found = []
+    settings = (*settings, "judge.fraction=0.3", "precision=float32")
+    judged_by(tmp_path, kind=True)
+    for eager in (False, False, True):
+        if eager:
+            monkeypatch.setattr("prefloop.stages.Frozen", EagerSnapshot)
+            monkeypatch.setattr("prefloop.stages.encode_criteria", eager_groups)
+        recorder, folder = run(from_store(*settings), tmp_path), tmp_path / "runs" / "tiny"
+        stages = [name for name in recorder.ran if name in ("reward", "judge", "dpo", "kto")]
+        assert len(stages) == 3
+        lines = {name: _without_seconds(read_lines(folder / name / "metrics.jsonl")) for name in stages}
+        notes = [note for note in recorder.notes if "judged answers" in note]
+        found.append((contents(tmp_path), lines, figures(tmp_path), notes))
+        for name in stages:
+            shutil.rmtree(folder / name)
+    assert found[0] == found[1] == found[2]
+    assert bool(found[0][-1]) == ("data.max_response_tokens=8" in settings)
+
+
+def _without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def judged_by(folder: Path, **others: bool) -> None:
@@ -221,9 +257,9 @@ def test_a_single_criterion_by_name_is_learnt_like_the_runs_own(tmp_path: Path) 
 def test_a_run_weights_votes_by_reliability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights are in the label stage's folder, and the reward model and DPO learn from votes that have them."""
     settings = ("label.overlap=5", "label.weights=reliability", "sample.prompts=60", 'algorithms=["dpo"]')
-    seen: list[list[Comparison]] = []
+    seen: list[Sequence[Comparison]] = []
 
-    def spy(recipe: Recipe, found: list[Comparison]) -> Any:
+    def spy(recipe: Recipe, found: Sequence[Comparison]) -> Any:
         seen.append(found)
         return judged_pairs(recipe, found)
 
@@ -241,7 +277,7 @@ def test_a_run_weights_votes_by_reliability(tmp_path: Path, monkeypatch: pytest.
     assert sum(weights[name] * n for name, n in cast.items()) == pytest.approx(cast.total(), rel=0.05)
     assert len(seen) == 2  # for the reward model, which measures, and for DPO
     for found in seen:
-        assert found == frozen.comparisons(weights) != frozen.comparisons()
+        assert [*found] == frozen.comparisons(weights) != frozen.comparisons()
 
 
 def test_by_default_everybody_weighs_the_same(plain: Path) -> None:

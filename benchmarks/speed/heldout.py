@@ -32,8 +32,8 @@ def loss(job: Job, trained: Path, heldout: Path) -> float:
     groups = [_group(policy.chat, row) for row in rows]
     if job.work == "sft":
         return heldout_loss(policy.model, [group.sequences[0] for group in groups], TOKENS)
-    groups = with_reference(load_policy(job.model).model, groups, DPOConfig())
-    return preferences(policy.model, groups, DPOConfig())["eval_loss"]
+    compared = with_reference(load_policy(job.model).model, groups, DPOConfig())
+    return preferences(policy.model, compared, DPOConfig())["eval_loss"]
 
 
 def _group(chat: Any, row: dict[str, Any]) -> PreferenceGroup:

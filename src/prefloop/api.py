@@ -41,9 +41,10 @@ from prefloop.models.precision import computing_in as computing_in
 from prefloop.policy import Policy, load_policy
 from prefloop.recipes import check
 from prefloop.rollout.reward import Batched, Reward, RewardFunction, function_reward, model_reward
-from prefloop.training.comparisons import PreferenceGroup, encode, encode_criteria
+from prefloop.training.comparisons import PreferenceGroup
 from prefloop.training.critic import SeparateCritic
 from prefloop.training.direct import train_direct
+from prefloop.training.encoding import encode, encode_criteria
 from prefloop.training.loop import Log, Metrics
 from prefloop.training.online_dpo import judge_by_reward, train_online_dpo
 from prefloop.training.policy_gradient import train_policy_gradient
@@ -332,7 +333,8 @@ def _groups_by_criterion(
             f"got {list(data)}"
         )
     found = [[_comparison(number, item) for number, item in enumerate(data.get(name, ()))] for name in criteria]
-    groups, _, _ = encode_criteria(policy.chat, found, policy.context, sys.maxsize)
+    kept, _, _ = encode_criteria(policy.chat, found, policy.context, sys.maxsize)
+    groups = list(kept)
     _check_lengths([one for group in groups for one in group.sequences], policy.context, "compared answer")
     return groups
 

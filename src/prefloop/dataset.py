@@ -16,6 +16,7 @@ from prefloop.chat import plain_text
 from prefloop.demo.world import WORLDS, World
 from prefloop.feedback.aggregate import Comparison, snapshot
 from prefloop.feedback.formats import import_file
+from prefloop.feedback.frozen import chosen, prompts_of
 from prefloop.feedback.lazy import Ints, Pair, demonstrations_at, ids_of, prompts_at, texts_of
 from prefloop.feedback.records import Completion, Demonstration, Message, Prompt, Split, content_id, content_id_of
 from prefloop.feedback.store import Store
@@ -85,12 +86,12 @@ def prepare(recipe: Recipe, store: Store, folder: Path) -> Dataset:
     return _from_store(recipe, store, folder)
 
 
-def judged_pairs(recipe: Recipe, found: Sequence[Comparison]) -> tuple[list[Comparison], ...]:
+def judged_pairs(recipe: Recipe, found: Sequence[Comparison]) -> tuple[Sequence[Comparison], ...]:
     """Comparisons for training, for testing and for the held-out judge; each prompt is in one of them."""
-    parts: dict[str, list[Comparison]] = {"train": [], "heldout": [], "judge": []}
-    for comparison in found:
-        parts[part_of(recipe, comparison.prompt)].append(comparison)
-    return parts["train"], parts["heldout"], parts["judge"]
+    places = {name: array("q") for name in PARTS}
+    for number, (id, split) in enumerate(prompts_of(found)):
+        places[_part(recipe, id, split)].append(number)
+    return tuple(chosen(found, places[name]) for name in PARTS)
 
 
 def _from_world(recipe: Recipe, world: World, store: Store, folder: Path) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -21,18 +21,19 @@ from prefloop.config import (
 from prefloop.context import Context, note_cut, sample_responses
 from prefloop.dataset import judged_pairs
 from prefloop.evaluation.reward_quality import evaluate_reward
-from prefloop.feedback.aggregate import Comparison, read_snapshot
+from prefloop.feedback.aggregate import Comparison
+from prefloop.feedback.frozen import Frozen, FrozenComparisons
 from prefloop.feedback.lazy import Pair
-from prefloop.feedback.records import Completion, Message, content_id_of
+from prefloop.feedback.records import Completion, Message
 from prefloop.judging import answers_of, choose_judge, judged
 from prefloop.labelling import annotators, label, snapshot_name
 from prefloop.models.loading import load_reward_model
 from prefloop.policy import Policy, load_policy
 from prefloop.rewarding import rewards_of
 from prefloop.runs import StageWriter, folder_hash, read_json, write_json, write_lines
-from prefloop.tokens import Make, Tokens, cached_tokens, tokenizer_hash
-from prefloop.training.comparisons import Asked, PreferenceGroup, encode_criteria
+from prefloop.tokens import Tokens, cached_tokens, tokenizer_hash
 from prefloop.training.direct import train_direct
+from prefloop.training.encoding import Asked, Kept, KeptGroups, Make, encode_criteria
 from prefloop.training.on_policy import Observer
 from prefloop.training.online_dpo import judge_by_reward, train_online_dpo
 from prefloop.training.policy_gradient import train_policy_gradient
@@ -211,17 +212,16 @@ def _render(
             yield rendered
 
 
-def _encode(context: Context, policy: Policy, parts: Sequence[Sequence[Comparison]]) -> list[PreferenceGroup]:
+def _encode(context: Context, policy: Policy, parts: Sequence[Sequence[Comparison]]) -> KeptGroups:
     """``parts``: the comparisons by each criterion."""
     limits = context.recipe.data
-    groups, cut, left_out = encode_criteria(
+    groups, _, left_out = encode_criteria(
         policy.chat,
         parts,
         limits.max_prompt_tokens,
         limits.max_response_tokens,
         partial(_kept_answers, context, policy),
     )
-    note_cut(context, cut, len({comparison.prompt.id for part in parts for comparison in part}))
     if left_out:
         context.note(
             f"{left_out} judged answers are longer than {limits.max_response_tokens} tokens and were left out."
@@ -229,17 +229,17 @@ def _encode(context: Context, policy: Policy, parts: Sequence[Sequence[Compariso
     return groups
 
 
-def _kept_answers(
-    context: Context, policy: Policy, asked: Sequence[Asked], make: Make
-) -> tuple[Tokens, Mapping[str, int]]:
-    """Judged answers, tokenised once for all stages and runs."""
+def _kept_answers(context: Context, policy: Policy, asked: Asked, make: Make) -> Kept:
+    """Judged answers, tokenised once for all stages and runs; tells how many prompts were cut."""
     made_from = {
         "tokenizer": tokenizer_hash(policy.tokenizer),
-        "answers": content_id_of((prompt.id, texts) for prompt, texts in asked),
+        "answers": asked.hash,
         "max_prompt_tokens": context.recipe.data.max_prompt_tokens,
     }
     tokens = cached_tokens(context.tokens, made_from, make)
-    return tokens, tokens.counts
+    cut = tokens.counts.get("cut", 0)
+    note_cut(context, cut, asked.prompts)
+    return Kept(tokens, tokens.response_tokens(), cut)
 
 
 def _train_reward(
@@ -267,15 +267,15 @@ def _train_reward(
     model.save(writer.folder / "model")
 
 
-def _judged_by_criterion(context: Context) -> list[list[list[Comparison]]]:
+def _judged_by_criterion(context: Context) -> list[list[Sequence[Comparison]]]:
     """Comparisons for training, for testing and for the held-out judge: of each, a list for every criterion."""
     recipe = context.recipe
     parts = [judged_pairs(recipe, _comparisons(context, name)) for name in recipe.criteria]
     return [list(part) for part in zip(*parts, strict=True)]
 
 
-def _comparisons(context: Context, criterion: str) -> list[Comparison]:
-    frozen = read_snapshot(context.run / "label" / snapshot_name(context, criterion))
+def _comparisons(context: Context, criterion: str) -> FrozenComparisons:
+    frozen = Frozen(context.run / "label" / snapshot_name(context, criterion))
     if context.recipe.label.weights == "equal":
         return frozen.comparisons()
     annotators = read_json(context.run / "label" / "annotators.json")[criterion]

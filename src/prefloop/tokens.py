@@ -34,6 +34,8 @@ FORMAT = 1
 TOKENS, ENDS, MANIFEST = "tokens.uint32", "ends.int64", "manifest.json"
 TRAINED = 1 << 31
 """The bit of a token that is trained on."""
+AT_ONCE = 10_000
+"""Sequences that are counted at a time."""
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
 
@@ -61,6 +63,15 @@ class Tokens(Sequence[Rendered]):
     def __getitem__(self, index: int | slice) -> Rendered | list[Rendered]:
         places = range(len(self))[index]
         return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+
+    def response_tokens(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sequence that are trained on."""
+        counts = [np.empty(0, np.int64)]
+        for start in range(0, len(self), AT_ONCE):
+            first, ends = self._ends[start - 1] if start else 0, self._ends[start : start + AT_ONCE]
+            trained = np.concatenate([[0], np.cumsum(self._tokens[first : ends[-1]] >= TRAINED)])
+            counts.append(np.diff(trained[ends - first], prepend=0))
+        return np.concatenate(counts)
 
     def _at(self, place: int) -> Rendered:
         row = self._tokens[self._ends[place - 1] if place else 0 : self._ends[place]]

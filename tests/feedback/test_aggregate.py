@@ -1,6 +1,6 @@
 """Aggregation against a count by hand, and snapshots that say what they contain."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefloop.feedback.aggregate import Comparison, Ranking, comparisons, read_snapshot, snapshot
+from prefloop.feedback.frozen import Frozen
 from prefloop.feedback.records import BEST_ONLY, Completion, Judgement, Prompt, dense_ranks
 from prefloop.feedback.store import Store
 
@@ -238,7 +239,8 @@ def test_written_and_read(store: Store, tmp_path: Path) -> None:
     assert read.comparisons() == comparisons([PROMPT], [A, B, C], SAID)
 
 
-def test_a_changed_file_is_noticed(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_snapshot, Frozen])
+def test_a_changed_file_is_noticed(store: Store, tmp_path: Path, read: Callable[[Path], Any]) -> None:
     store.add([PROMPT, A, B, C, *SAID])
     snapshot(store, "overall").write(path := tmp_path / "snapshot.jsonl")
     text = path.read_text(encoding="utf-8")
@@ -256,4 +258,4 @@ def test_a_changed_file_is_noticed(store: Store, tmp_path: Path) -> None:
         assert changed != text
         path.write_text(changed, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
-            read_snapshot(path)
+            read(path)

@@ -13,14 +13,13 @@ from prefloop.feedback.aggregate import Comparison, Ranking
 from prefloop.feedback.records import Prompt
 from prefloop.training.comparisons import (
     PreferenceGroup,
-    encode,
-    encode_criteria,
     flatten,
     flatten_choices,
     group_micro_batches,
     with_choices,
     with_margins,
 )
+from prefloop.training.encoding import encode, encode_criteria
 
 CHAT = Chat(byte_tokenizer())
 CPU = torch.device("cpu")
@@ -188,7 +187,8 @@ def test_criteria_share_the_answers_of_a_prompt() -> None:
     _, pairs = flatten([one, both], CPU)
     assert pairs.first.tolist() == [0, 4, 7]
     assert pairs.second.tolist() == [2, 6, 9]
-    assert encode_criteria(CHAT, [helpful], 100, 10) == encode(CHAT, helpful, 100, 10)
+    alone, *counts = encode_criteria(CHAT, [helpful], 100, 10)
+    assert (list(alone), *counts) == encode(CHAT, helpful, 100, 10)
 
 
 @given(st.lists(st.lists(st.integers(2, 40), min_size=2, max_size=5), max_size=12), st.integers(1, 400))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.stats import spearmanr
 
 from prefloop.feedback.intervals import clustered_wilson, effective_number
 from prefloop.models.heads import RewardModel
-from prefloop.training.comparisons import PreferenceGroup, flatten
+from prefloop.training.comparisons import PreferenceGroup, flatten, in_memory
 
 BINS = 10
 Array = np.ndarray[Any, Any]
@@ -35,23 +36,18 @@ def evaluate_reward(
     Raises:
         ValueError: there is no held-out pair with a majority.
     """
-    sequences, pairs = flatten(groups, reward.device)
-    members = torch.stack([member.criterion_scores(sequences, max_tokens) for member in reward.members])
-    scores = members.mean(0)
-    flat = members.flatten(1)
-    # The members' own differences: what they add to all answers of a prompt says nothing.
-    by_member = (flat[:, pairs.first] - flat[:, pairs.second]).double().cpu().numpy()
-    mean = scores.flatten()
-    difference = (mean[pairs.first] - mean[pairs.second]).double().cpu().numpy()
-    wins, losses = pairs.wins.double().cpu().numpy(), pairs.losses.double().cpu().numpy()
-    prompts = np.repeat(np.arange(len(groups)), [len(group.pairs) for group in groups])
-    lengths = [sequence.response_tokens for sequence in sequences]
+    read = [_read(reward, part, max_tokens) for part in in_memory(groups)]
+    by_member = np.concatenate([part.by_member for part in read], axis=1)
+    difference, wins, losses, whose, counts, scores, lengths = (
+        np.concatenate([getattr(part, name) for part in read])
+        for name in ("difference", "wins", "losses", "criterion", "counts", "scores", "lengths")
+    )
+    prompts = np.repeat(np.arange(len(groups)), counts)
     found = figures(difference, wins, losses, prompts, random_answers) | {
-        "length_correlation": _spearman(reward.weigh(scores).cpu().numpy(), np.asarray(lengths)),
+        "length_correlation": _spearman(scores, lengths),
         "pairs": len(difference),
     }
     if len(reward.criteria) > 1:
-        whose = pairs.first.cpu().numpy() % len(reward.criteria)
         parts = {name: whose == number for number, name in enumerate(reward.criteria)}
         found["criteria"] = {
             name: figures(difference[part], wins[part], losses[part], prompts[part], random_answers)
@@ -59,9 +55,46 @@ def evaluate_reward(
             for name, part in parts.items()
             if (wins[part] != losses[part]).any()
         }
-    if len(members) > 1:
+    if len(by_member) > 1:
         found |= disagreement_figures(by_member, wins, losses, prompts)
     return found
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What M members make of G groups with B answers and P pairs."""
+
+    by_member: Array
+    """(M, P) Their own score differences: what they add to all answers of a prompt says nothing."""
+    difference: Array
+    """(P,) Of their mean."""
+    wins: Array
+    losses: Array
+    criterion: Array
+    """(P,) The number of each pair's."""
+    counts: Array
+    """(G,) Pairs of each group."""
+    scores: Array
+    """(B,)"""
+    lengths: Array
+    """(B,) Response tokens."""
+
+
+def _read(reward: RewardModel, groups: Sequence[PreferenceGroup], max_tokens: int) -> _Read:
+    sequences, pairs = flatten(groups, reward.device)
+    members = torch.stack([member.criterion_scores(sequences, max_tokens) for member in reward.members])
+    scores = members.mean(0)
+    flat, mean = members.flatten(1), scores.flatten()
+    return _Read(
+        by_member=(flat[:, pairs.first] - flat[:, pairs.second]).double().cpu().numpy(),
+        difference=(mean[pairs.first] - mean[pairs.second]).double().cpu().numpy(),
+        wins=pairs.wins.double().cpu().numpy(),
+        losses=pairs.losses.double().cpu().numpy(),
+        criterion=pairs.first.cpu().numpy() % len(reward.criteria),
+        counts=np.array([len(group.pairs) for group in groups]),
+        scores=reward.weigh(scores).cpu().numpy(),
+        lengths=np.array([sequence.response_tokens for sequence in sequences]),
+    )
 
 
 def disagreement_figures(by_member: Array, wins: Array, losses: Array, prompts: Array) -> dict[str, Any]:

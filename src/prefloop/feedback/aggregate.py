@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement, Prompt, content_id
+from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement, Prompt, Split, content_id, content_id_of
 from .store import Store
 
 _FORMAT = 1
@@ -93,7 +93,7 @@ def comparisons(
     """
     by_id = {prompt.id: prompt for prompt in prompts}
     answers = {completion.id: completion for completion in completions}
-    weights, judgement_weights = _checked(weights or {}), _checked(judgement_weights or {})
+    weights, judgement_weights = checked_weights(weights or {}), checked_weights(judgement_weights or {})
     criteria: set[str] = set()
     # Votes are collected first and added exactly (fsum): a running sum would depend on their order.
     cast: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -147,7 +147,7 @@ def _comparison(
     return Comparison(prompt, texts, tuple(seen[text] for text in texts), tuple(wins), tuple(rankings))
 
 
-def _checked(weights: Mapping[str, float]) -> Mapping[str, float]:
+def checked_weights(weights: Mapping[str, float]) -> Mapping[str, float]:
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number, 0 or more")
@@ -162,6 +162,27 @@ def _check_known(judgement: Judgement, prompts: Mapping[str, Prompt], answers: M
             raise ValueError(f"judgement {judgement.id} shows completion {key}, which is missing")
         if answers[key].prompt_id != judgement.prompt_id:
             raise ValueError(f"judgement {judgement.id} shows completion {key}, which answers another prompt")
+
+
+def said_key(judgement: Judgement, split: Split | None, texts: Sequence[str]) -> str:
+    """Hash of what a judgement says: of a prompt with this split, and about these texts in the order shown."""
+    return content_id(
+        judgement.prompt_id,
+        split,
+        texts,
+        judgement.ranks,
+        judgement.annotator,
+        judgement.source,
+        judgement.strength,
+        judgement.criterion,
+        judgement.flags,
+        judgement.reason,
+    )
+
+
+def snapshot_hash(criterion: str, keys: Iterable[str]) -> str:
+    """Of a snapshot that says this; the keys in their order."""
+    return content_id_of("snapshot", criterion, keys)
 
 
 @dataclass(frozen=True)
@@ -184,27 +205,15 @@ class Snapshot:
         The same for judgements that were given again: their ids, times, the order of insertion and the
         origins of the texts do not count.
         """
-        keys = sorted(self._keys[judgement.id] for judgement in self.judgements)
-        return content_id("snapshot", self.criterion, keys)
+        return snapshot_hash(self.criterion, sorted(self._keys[judgement.id] for judgement in self.judgements))
 
     @cached_property
     def _keys(self) -> dict[str, str]:
         """Judgement id → hash of what it says."""
-        prompts = {prompt.id: prompt for prompt in self.prompts}
+        splits = {prompt.id: prompt.split for prompt in self.prompts}
         texts = {completion.id: completion.text for completion in self.completions}
         return {
-            judgement.id: content_id(
-                judgement.prompt_id,
-                prompts[judgement.prompt_id].split,
-                [texts[key] for key in judgement.shown],
-                judgement.ranks,
-                judgement.annotator,
-                judgement.source,
-                judgement.strength,
-                judgement.criterion,
-                judgement.flags,
-                judgement.reason,
-            )
+            judgement.id: said_key(judgement, splits[judgement.prompt_id], [texts[key] for key in judgement.shown])
             for judgement in self.judgements
         }
 
@@ -253,27 +262,47 @@ def read_snapshot(path: str | Path) -> Snapshot:
     """Read what `Snapshot.write` wrote; ValueError when it is something else or its hash does not fit."""
     path = Path(path)
     found: dict[str, list[Any]] = {name: [] for name in _KINDS}
-    with path.open(encoding="utf-8", newline="\n") as file:
-        try:
-            header = json.loads(file.readline())
-            version, wanted, criterion = header["snapshot"], header["hash"], header["criterion"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a snapshot: its first line is not a header") from error
-        if version != _FORMAT:
-            raise ValueError(f"{path} is a snapshot of format {version}; this prefloop reads {_FORMAT}")
+    with path.open("rb") as file:
+        wanted, criterion = read_header(path, file.readline())
         for number, line in enumerate(file, start=2):
-            try:
-                ((name, fields),) = json.loads(line).items()
-                found[name].append(_KINDS[name].model_validate(fields, strict=False))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number} is not a record of a snapshot: {error}") from error
+            name, record = read_line(path, number, line)
+            found[name].append(record)
     try:
         made = _ordered(criterion, *found.values())
     except KeyError as error:
-        raise ValueError(f"{path} was changed: the prompt or completion {error} is missing") from error
-    if made.hash != wanted:
-        raise ValueError(f"{path} was changed: its content has the hash {made.hash}, its header says {wanted}")
+        raise missing_record(path, error.args[0]) from error
+    check_hash(path, made.hash, wanted)
     return made
+
+
+def read_header(path: Path, line: bytes) -> tuple[str, str]:
+    """Hash and criterion in the first line of a snapshot."""
+    try:
+        header = json.loads(line)
+        version, wanted, criterion = header["snapshot"], header["hash"], header["criterion"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a snapshot: its first line is not a header") from error
+    if version != _FORMAT:
+        raise ValueError(f"{path} is a snapshot of format {version}; this prefloop reads {_FORMAT}")
+    return wanted, criterion
+
+
+def read_line(path: Path, number: int, line: bytes) -> tuple[str, Any]:
+    """The kind of record in a line of a snapshot, and the record."""
+    try:
+        ((name, fields),) = json.loads(line.decode()).items()
+        return name, _KINDS[name].model_validate(fields, strict=False)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}, line {number} is not a record of a snapshot: {error}") from error
+
+
+def check_hash(path: Path, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise ValueError(f"{path} was changed: its content has the hash {found}, its header says {wanted}")
+
+
+def missing_record(path: Path, id: str) -> ValueError:
+    return ValueError(f"{path} was changed: the prompt or completion {id!r} is missing")
 
 
 def _ordered(

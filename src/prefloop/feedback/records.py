@@ -42,7 +42,7 @@ def content_id(*parts: Any) -> str:
 
 
 def content_id_of(*parts: Iterable[Any]) -> str:
-    """``content_id(*map(list, parts))`` without the lists, for parts that are too long to hold."""
+    """``content_id`` of texts and lists, without the lists, for parts that are too long to hold."""
     digest = hashlib.blake2b(digest_size=16)
     for piece in chain("[", _pieces(parts), "]"):
         digest.update(piece.encode("utf-8", "surrogatepass"))
@@ -51,7 +51,12 @@ def content_id_of(*parts: Iterable[Any]) -> str:
 
 def _pieces(parts: Iterable[Iterable[Any]]) -> Iterator[str]:
     for number, part in enumerate(parts):
-        yield ",[" if number else "["
+        if number:
+            yield ","
+        if isinstance(part, str):
+            yield _canonical(part)
+            continue
+        yield "["
         for place, item in enumerate(part):
             yield f",{_canonical(item)}" if place else _canonical(item)
         yield "]"

@@ -146,7 +146,7 @@ def _looked_at(recipe: Recipe, store: Store, folder: Path, source: str) -> Amoun
     )
 
 
-def _judged(recipe: Recipe, store: Store) -> tuple[list[Comparison], ...]:
+def _judged(recipe: Recipe, store: Store) -> tuple[Sequence[Comparison], ...]:
     return judged_pairs(recipe, snapshot(store, recipe.data.criterion).comparisons())
 
 

@@ -1,23 +1,26 @@
-"""Judged answers as token sequences, pairs and choices: what the reward model and DPO learn from."""
+"""Judged answers as token sequences, pairs and choices: what the reward model and DPO learn from.
+
+Comparisons become groups in `prefloop.training.encoding`.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import combinations, product
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prefloop.chat import Chat, Rendered
-from prefloop.feedback.aggregate import Comparison, Ranking
-from prefloop.feedback.records import Prompt
+from prefloop.chat import Rendered
+from prefloop.feedback.aggregate import Ranking
 from prefloop.feedback.scores import choices
 from prefloop.models.packing import longest_packed
+
+AT_ONCE = 5_000
+"""Groups in memory where all of them are read."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,10 @@ class PreferenceGroup:
             return self.rankings
         forth = ((i, j, wins) for i, j, wins, _ in self.pairs)
         back = ((j, i, losses) for i, j, _, losses in self.pairs)
-        return _of_two(vote for vote in (*forth, *back) if vote[2])
+        return of_two(vote for vote in (*forth, *back) if vote[2])
 
 
-def _of_two(votes: Iterable[tuple[int, int, float]]) -> tuple[Ranking, ...]:
+def of_two(votes: Iterable[tuple[int, int, float]]) -> tuple[Ranking, ...]:
     """(winner, loser, votes) as rankings of two."""
     return tuple(Ranking(((winner,), (loser,)), count) for winner, loser, count in votes)
 
@@ -94,115 +97,45 @@ class Choices:
     weights: Float[Tensor, " C"]
 
 
-Asked = tuple[Prompt, tuple[str, ...]]
-"""A prompt and different answers to it."""
-Make = Callable[[Counter[str]], Iterator[Rendered]]
-"""Tokenises answers, and counts the prompts that were ``cut``."""
-Keep = Callable[[Sequence[Asked], Make], tuple[Iterable[Rendered], Mapping[str, int]]]
-"""Where to have the sequences of these answers and the counts from: from a place where they are kept, or made."""
+class Each(Sequence[PreferenceGroup]):
+    """Groups that are made when they are asked for, each time anew. A slice of them is a list."""
+
+    def __init__(self, count: int, make: Callable[[int], PreferenceGroup]) -> None:
+        """``make``: the group of this number, from 0."""
+        self._numbers, self._make = range(count), make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> PreferenceGroup: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PreferenceGroup]: ...
+
+    def __getitem__(self, index: int | slice) -> PreferenceGroup | list[PreferenceGroup]:
+        numbers = self._numbers[index]
+        return self._make(numbers) if isinstance(numbers, int) else [self._make(number) for number in numbers]
 
 
-def _made(_: Sequence[Asked], make: Make) -> tuple[Iterable[Rendered], Mapping[str, int]]:
-    counts = Counter[str]()
-    return make(counts), counts
+def each(groups: Sequence[PreferenceGroup], make: Callable[[PreferenceGroup], PreferenceGroup]) -> Each:
+    """What is made of each group, when it is asked for."""
+    return Each(len(groups), lambda number: make(groups[number]))
 
 
-def encode(
-    chat: Chat, comparisons: Sequence[Comparison], max_prompt_tokens: int, max_response_tokens: int
-) -> tuple[list[PreferenceGroup], int, int]:
-    """Tokenise comparisons; returns the groups, how many prompts were cut, and how many answers were too long."""
-    return _encode(chat, [[(0, one)] for one in comparisons], 1, max_prompt_tokens, max_response_tokens, _made)
+def in_memory(groups: Sequence[PreferenceGroup]) -> Iterator[Sequence[PreferenceGroup]]:
+    """Parts of the groups, so many at a time as are read without gradients; there may be any number of groups."""
+    return (groups[start : start + AT_ONCE] for start in range(0, len(groups), AT_ONCE))
 
 
-def encode_criteria(
-    chat: Chat,
-    parts: Sequence[Sequence[Comparison]],
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    keep: Keep = _made,
-) -> tuple[list[PreferenceGroup], int, int]:
-    """As :func:`encode`, of one list of comparisons for each criterion.
-
-    What was said about a prompt by all of them is one group, and an answer that several speak of is in it once.
-    """
-    by_prompt: dict[str, list[tuple[int, Comparison]]] = {}
-    for criterion, part in enumerate(parts):
-        for comparison in part:
-            by_prompt.setdefault(comparison.prompt.id, []).append((criterion, comparison))
-    return _encode(chat, list(by_prompt.values()), len(parts), max_prompt_tokens, max_response_tokens, keep)
-
-
-def _encode(
-    chat: Chat,
-    prompts: Sequence[Sequence[tuple[int, Comparison]]],
-    criteria: int,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    keep: Keep,
-) -> tuple[list[PreferenceGroup], int, int]:
-    """``prompts``: for each prompt the comparisons of its answers, each with the number of its criterion."""
-    asked = [
-        (said[0][1].prompt, tuple(dict.fromkeys(text for _, comparison in said for text in comparison.texts)))
-        for said in prompts
-    ]
-    made, counts = keep(asked, partial(_answers, chat, asked, max_prompt_tokens))
-    sequences, groups, left_out = iter(made), list[PreferenceGroup](), 0
-    for said, (_, texts) in zip(prompts, asked, strict=True):
-        rendered = {text: next(sequences) for text in texts}
-        kept = [text for text, sequence in rendered.items() if sequence.response_tokens <= max_response_tokens]
-        left_out += len(rendered) - len(kept)
-        pairs, rankings = list[tuple[int, int, float, float]](), list[Ranking]()
-        for criterion, comparison in said:
-            place = {
-                old: kept.index(text) * criteria + criterion
-                for old, text in enumerate(comparison.texts)
-                if text in kept
-            }
-            pairs += _pairs(comparison, place)
-            rankings += _rankings(comparison, place)
-        if pairs:
-            groups.append(
-                PreferenceGroup(tuple(rendered[text] for text in kept), tuple(pairs), tuple(rankings), criteria)
-            )
-    return groups, counts.get("cut", 0), left_out
-
-
-def _answers(chat: Chat, asked: Iterable[Asked], max_prompt_tokens: int, counts: Counter[str]) -> Iterator[Rendered]:
-    """All answers, each with its prompt, which is cut where it is too long."""
-    for prompt, texts in asked:
-        _, fitted = chat.fitted_prompt_ids(prompt, max_prompt_tokens)
-        counts["cut"] += fitted is not prompt
-        yield from (chat.answered(fitted, text) for text in texts)
-
-
-def _pairs(comparison: Comparison, place: Mapping[int, int]) -> list[tuple[int, int, float, float]]:
-    """Both directions of a pair as one row; ``place`` lacks what was left out."""
-    votes = dict[tuple[int, int], float]()
-    for i, j, count in comparison.wins:
-        if i in place and j in place:
-            votes[i, j] = votes.get((i, j), 0.0) + count
-    return [
-        (place[i], place[j], votes.get((i, j), 0.0), votes.get((j, i), 0.0))
-        for i, j in sorted({(min(pair), max(pair)) for pair in votes})
-    ]
-
-
-def _rankings(comparison: Comparison, place: Mapping[int, int]) -> Iterator[Ranking]:
-    """The rankings of what was kept. A tier may be left empty: ranks keep their distances."""
-    for ranking in comparison.rankings or _of_two(comparison.wins):
-        tiers = tuple(tuple(place[i] for i in tier if i in place) for tier in ranking.tiers)
-        if sum(map(len, tiers)) > 1 and (tiers[0] or not ranking.best_only):
-            yield replace(ranking, tiers=tiers)
-
-
-def with_margins(groups: Sequence[PreferenceGroup], per_strength: float) -> list[PreferenceGroup]:
+def with_margins(groups: Sequence[PreferenceGroup], per_strength: float) -> Sequence[PreferenceGroup]:
     """The groups with a row for each pair and margin, from the strengths of their rankings.
 
     A judgement of strength s says that the best one leads the worst by ``per_strength``·(s − 1): nothing for
     "negligibly better". Between them, a pair gets its share of the distance in ranks. Ties and rankings without a
     strength have no margin.
     """
-    return [_with_margins(group, per_strength) for group in groups]
+    return each(groups, lambda group: _with_margins(group, per_strength))
 
 
 def _with_margins(group: PreferenceGroup, per_strength: float) -> PreferenceGroup:
@@ -229,13 +162,15 @@ def _with_margins(group: PreferenceGroup, per_strength: float) -> PreferenceGrou
     )
 
 
-def with_choices(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
+def with_choices(groups: Sequence[PreferenceGroup]) -> Sequence[PreferenceGroup]:
     """The groups with their rankings as choices; equal choices are one, with the sum of their weights.
 
     Raises:
         ValueError: more answers tie than Plackett–Luce can take.
     """
-    return [_with_choices(group) for group in groups]
+    for group in groups:
+        _with_choices(group)  # an error comes now, not in the middle of the training
+    return each(groups, _with_choices)
 
 
 def _with_choices(group: PreferenceGroup) -> PreferenceGroup:
@@ -246,7 +181,7 @@ def _with_choices(group: PreferenceGroup) -> PreferenceGroup:
     return replace(group, choices=tuple((places, first, weight) for (places, first), weight in found.items()))
 
 
-def with_mismatched(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
+def with_mismatched(groups: Sequence[PreferenceGroup]) -> Sequence[PreferenceGroup]:
     """Each group with the first answer of the group before it, as if it answered this prompt.
 
     Raises:
@@ -254,10 +189,11 @@ def with_mismatched(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
     """
     if len(groups) == 1:
         raise ValueError("KTO compares answers with those to other prompts; there is only one prompt")
-    return [
-        replace(group, mismatched=_answer_to(group.sequences[0], other.sequences[0]))
-        for group, other in zip(groups, [*groups[-1:], *groups[:-1]], strict=True)
-    ]
+    return Each(len(groups), lambda number: _with_mismatched(groups[number], groups[number - 1]))
+
+
+def _with_mismatched(group: PreferenceGroup, other: PreferenceGroup) -> PreferenceGroup:
+    return replace(group, mismatched=_answer_to(group.sequences[0], other.sequences[0]))
 
 
 def _answer_to(asked: Rendered, other: Rendered) -> Rendered:

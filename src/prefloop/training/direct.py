@@ -8,6 +8,7 @@ and SimPO its log-probability, the mean over its tokens, and they need no refere
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -39,7 +40,15 @@ from prefloop.models.forward import (
 )
 from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
-from prefloop.training.comparisons import Pairs, PreferenceGroup, flatten, group_micro_batches, with_mismatched
+from prefloop.training.comparisons import (
+    Each,
+    Pairs,
+    PreferenceGroup,
+    flatten,
+    group_micro_batches,
+    in_memory,
+    with_mismatched,
+)
 from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, is_checkpoint, shuffled_batches, steps_in
 
 WITH_REFERENCE = (DPOConfig, IPOConfig, KTOConfig)
@@ -171,41 +180,53 @@ def _votes_by_answer(pairs: Pairs, answers: int) -> tuple[Float[Tensor, " B"], F
     )
 
 
-def with_reference(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> list[PreferenceGroup]:
+def with_reference(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> Sequence[PreferenceGroup]:
     """The groups with log π_ref of each answer, from one pass over all of them."""
-    answers = [sequence for group in groups for sequence in group.all_sequences]
-    if not answers:
-        return []
-    sums = torch.stack([values.sum() for values in score_responses(model, answers, config.micro_batch_tokens)])
-    parts = sums.split([len(group.all_sequences) for group in groups])
-    return [
-        replace(
-            group,
-            ref_log_probs=part[: len(group.sequences)],
-            ref_mismatched=part[-1] if group.mismatched else None,
-        )
-        for group, part in zip(groups, parts, strict=True)
-    ]
+    if not groups:
+        return groups
+    sums, counts = list[Tensor](), array("q")
+    for part in in_memory(groups):
+        answers = [group.all_sequences for group in part]
+        counts.extend(map(len, answers))
+        sums.append(_sums(model, [one for own in answers for one in own], config))
+    parts = torch.cat(sums).split(list(counts))
+    return Each(len(groups), lambda number: _with_reference(groups[number], parts[number]))
+
+
+def _with_reference(group: PreferenceGroup, values: Float[Tensor, " n"]) -> PreferenceGroup:
+    """``values``: of all sequences of the group."""
+    return replace(
+        group,
+        ref_log_probs=values[: len(group.sequences)],
+        ref_mismatched=values[-1] if group.mismatched else None,
+    )
+
+
+def _sums(model: Any, sequences: Sequence[Rendered], config: DirectConfig) -> Float[Tensor, " B"]:
+    """log π of each answer."""
+    return torch.stack([values.sum() for values in score_responses(model, sequences, config.micro_batch_tokens)])
 
 
 @torch.no_grad()
 def _reference_point(model: Any, groups: Sequence[PreferenceGroup], config: KTOConfig) -> Float[Tensor, ""]:
     """KTO's z, of the whole optimiser step, so that micro-batches change nothing."""
-    sequences = [group.mismatched for group in groups if group.mismatched is not None]
-    sums = [values.sum() for values in score_responses(model, sequences, config.micro_batch_tokens)]
-    ref = [group.ref_mismatched for group in groups if group.ref_mismatched is not None]
-    return kto_reference_point(torch.stack(sums) - torch.stack(ref))
+    sums, ref = list[Tensor](), list[Tensor]()
+    for part in in_memory(groups):
+        sums.append(_sums(model, [group.mismatched for group in part if group.mismatched is not None], config))
+        ref += [group.ref_mismatched for group in part if group.ref_mismatched is not None]
+    return kto_reference_point(torch.cat(sums) - torch.stack(ref))
 
 
 @torch.no_grad()
 def heldout_figures(model: Any, groups: Sequence[PreferenceGroup], config: DirectConfig) -> Metrics:
-    votes = sum(group.votes for group in groups)
     point = torch.zeros((), device=model.device)
     if isinstance(config, KTOConfig):
         point = _reference_point(model, groups, config)
-    sums = {"eval_loss": 0.0, "eval_accuracy": 0.0}
-    for batch in group_micro_batches(groups, config.micro_batch_tokens, model):
-        for losses, stats in preference_losses(model, batch, config, point):
-            sums["eval_loss"] += float(losses.sum())
-            sums["eval_accuracy"] += float(stats["accuracy"].sum())
+    sums, votes = {"eval_loss": 0.0, "eval_accuracy": 0.0}, 0.0
+    for part in in_memory(groups):
+        votes += sum(group.votes for group in part)
+        for batch in group_micro_batches(part, config.micro_batch_tokens, model):
+            for losses, stats in preference_losses(model, batch, config, point):
+                sums["eval_loss"] += float(losses.sum())
+                sums["eval_accuracy"] += float(stats["accuracy"].sum())
     return {name: value / votes for name, value in sums.items()}

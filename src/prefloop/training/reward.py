@@ -19,9 +19,11 @@ from prefloop.training.comparisons import (
     flatten,
     flatten_choices,
     group_micro_batches,
+    in_memory,
     with_choices,
     with_margins,
 )
+from prefloop.training.encoding import KeptGroups
 from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, is_checkpoint, shuffled_batches, steps_in
 
 SHIFT_PROMPTS = 1000
@@ -101,12 +103,19 @@ def train_reward(
 
 def _prepared(groups: Sequence[PreferenceGroup], config: ScoreConfig) -> Sequence[PreferenceGroup]:
     """The groups with what the loss needs besides votes."""
-    outright = any(ranking.margin for group in groups for ranking in group.rankings)
+    outright = _has_margins(groups)
     if config.loss == "plackett-luce":
         if outright:
             raise ValueError('margins are of pairs; loss = "plackett-luce" has none. Use "bradley-terry"')
         return with_choices(groups)
     return with_margins(groups, config.margin) if config.margin or outright else groups
+
+
+def _has_margins(groups: Sequence[PreferenceGroup]) -> bool:
+    """Whether a ranking says by how much the best should lead."""
+    if isinstance(groups, KeptGroups):
+        return groups.outright
+    return any(ranking.margin for group in groups for ranking in group.rankings)
 
 
 def _count(group: PreferenceGroup, config: ScoreConfig) -> float:
@@ -139,14 +148,16 @@ def heldout_figures(
     """``eval_loss`` and ``eval_accuracy`` over the votes of held-out groups, whatever loss is trained on."""
     training = reward.model.training
     reward.model.eval()
-    sequences, pairs = flatten(groups, reward.device)
-    scores = reward.criterion_scores(sequences, max_tokens).flatten()
+    sums = {"eval_loss": 0.0, "eval_accuracy": 0.0}
+    votes = 0.0
+    for part in in_memory(groups):
+        sequences, pairs = flatten(part, reward.device)
+        scores = reward.criterion_scores(sequences, max_tokens).flatten()
+        losses, stats = bradley_terry_loss(
+            scores[pairs.first] - scores[pairs.second], pairs.wins, pairs.losses, random_answers=random_answers
+        )
+        votes += float((pairs.wins + pairs.losses).sum())
+        sums["eval_loss"] += float(losses.sum())
+        sums["eval_accuracy"] += float(stats["accuracy"].sum())
     reward.model.train(training)
-    losses, stats = bradley_terry_loss(
-        scores[pairs.first] - scores[pairs.second], pairs.wins, pairs.losses, random_answers=random_answers
-    )
-    votes = float((pairs.wins + pairs.losses).sum())
-    return {
-        "eval_loss": float(losses.sum()) / votes,
-        "eval_accuracy": float(stats["accuracy"].sum()) / votes,
-    }
+    return {name: value / votes for name, value in sums.items()}

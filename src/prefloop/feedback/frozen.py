@@ -1,0 +1,249 @@
+"""The comparisons of a snapshot's file: numbers are kept in memory, what was said is read when it is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .aggregate import (
+    Comparison,
+    check_hash,
+    checked_weights,
+    comparisons,
+    missing_record,
+    read_header,
+    read_line,
+    said_key,
+    snapshot_hash,
+    votes,
+)
+from .pairs import Codes, Ints
+from .records import Judgement, Prompt, Split
+from .stored import AT_ONCE
+
+Keys = npt.NDArray[np.bytes_]
+"""Identifiers, 16 bytes each."""
+_SPLITS: tuple[Split | None, ...] = (None, "train", "heldout")
+_JUDGEMENT = b'{"judgement":'
+
+
+class FrozenComparisons(Sequence[Comparison]):
+    """Those of some prompts of a snapshot, made when they are asked for. A slice of them is another one."""
+
+    def __init__(self, frozen: Frozen, prompts: Ints, weights: Mapping[str, float]) -> None:
+        self._frozen, self._prompts, self._weights = frozen, prompts, weights
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @overload
+    def __getitem__(self, index: int) -> Comparison: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> FrozenComparisons: ...
+
+    def __getitem__(self, index: int | slice) -> Comparison | FrozenComparisons:
+        if isinstance(index, slice):
+            return FrozenComparisons(self._frozen, self._prompts[index], self._weights)
+        return self._frozen.comparison(int(self._prompts[index]), self._weights)
+
+    def chosen(self, indices: Sequence[int]) -> FrozenComparisons:
+        return FrozenComparisons(self._frozen, self._prompts[np.asarray(indices, np.int64)], self._weights)
+
+    def asked(self) -> Iterator[tuple[str, Split | None]]:
+        """Id and split of each prompt; nothing is read for them."""
+        return (self._frozen.prompt(prompt) for prompt in self._prompts.tolist())
+
+
+class Frozen:
+    """A file that `Snapshot.write` wrote, read once to see that it is whole.
+
+    In memory are the places of its lines, identifiers, and who judged; no texts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError as `read_snapshot` does."""
+        self._lines = _Lines(path)
+        wanted, self.criterion = read_header(path, self._lines[0] if len(self._lines) else b"")
+        found = self._sorted_by_kind()
+        self._prompt_ids, order = _ordered(found.ids["prompt"])
+        self._prompts, self._splits = found.lines["prompt"][order], np.array(found.splits, np.int8)[order]
+        self._completions = _Grouped(found.lines["completion"], _find(self._prompt_ids, found.prompt_ids), len(order))
+        check_hash(path, self._read_judgements(found), wanted)
+
+    def comparisons(self, weights: Mapping[str, float] | None = None) -> FrozenComparisons:
+        """As `Snapshot.comparisons`."""
+        weights = checked_weights(weights or {})
+        heavy = np.array([weights.get(name, 1.0) > 0 for name in self._annotators], bool)
+        said = np.zeros(len(self._prompts), bool)
+        said[self._about[self._votes & heavy[self._annotator]]] = True
+        return FrozenComparisons(self, np.flatnonzero(said), weights)
+
+    def prompt(self, number: int) -> tuple[str, Split | None]:
+        """Id and split."""
+        return _hex(self._prompt_ids, number), _SPLITS[self._splits[number]]
+
+    def comparison(self, number: int, weights: Mapping[str, float]) -> Comparison:
+        """What was said about a prompt's answers, where anything was."""
+        read = self._lines.record
+        prompt: Prompt = read(self._prompts[number])
+        answers, said = map(read, self._completions[number]), map(read, self._judgements[number])
+        (found,) = comparisons([prompt], answers, said, weights)
+        return found
+
+    def _sorted_by_kind(self) -> _Found:
+        """Goes through all lines."""
+        found = _Found()
+        for number in range(1, len(self._lines)):
+            if self._lines[number].startswith(_JUDGEMENT):
+                found.lines_of["judgement"].append(number)
+            else:
+                found.add(number, *self._lines.kind_and_record(number))
+        return found
+
+    def _read_judgements(self, found: _Found) -> str:
+        """Who judged what; returns the hash of all that was said."""
+        completion_ids, order = _ordered(found.ids["completion"])
+        completions = found.lines["completion"][order]
+        annotators, keys = Codes(), bytearray()
+        about, annotator, casts = array("q"), array("q"), bytearray()
+        judgements = found.lines_of["judgement"]
+        for start in range(0, len(judgements), AT_ONCE):
+            page: list[Judgement] = [*map(self._lines.record, judgements[start : start + AT_ONCE])]
+            prompts = self._known(self._prompt_ids, [one.prompt_id for one in page])
+            places = iter(self._known(completion_ids, [id for one in page for id in one.shown]))
+            for one, prompt in zip(page, prompts, strict=True):
+                texts = {id: self._lines.text(completions[next(places)]) for id in one.shown}
+                keys += bytes.fromhex(said_key(one, _SPLITS[self._splits[prompt]], [*texts.values()]))
+                casts.append(any(texts[winner] != texts[loser] for winner, loser, _ in votes(one)))
+                annotator.append(annotators[one.annotator])
+            about.extend(prompts)
+        self._annotators, self._annotator = tuple(annotators), np.array(annotator, np.int64)
+        self._about, self._votes = np.array(about, np.int64), np.array(casts, bool)
+        self._judgements = _Grouped(found.lines["judgement"], self._about, len(self._prompts))
+        ordered, _ = _ordered(keys)
+        return snapshot_hash(self.criterion, (_hex(ordered, number) for number in range(len(ordered))))
+
+    def _known(self, keys: Keys, ids: Sequence[str]) -> list[int]:
+        numbers = _find(keys, b"".join(map(_key, ids)))
+        if (numbers < 0).any():
+            raise missing_record(self._lines.path, ids[int(np.argmin(numbers))])
+        found: list[int] = numbers.tolist()
+        return found
+
+
+class _Found:
+    """What a snapshot's lines are, by kind."""
+
+    def __init__(self) -> None:
+        self.lines_of = {name: array("q") for name in ("prompt", "completion", "judgement")}
+        self.ids = {name: bytearray() for name in ("prompt", "completion")}
+        self.splits, self.prompt_ids = bytearray(), bytearray()
+
+    @property
+    def lines(self) -> dict[str, Ints]:
+        return {name: np.array(lines, np.int64) for name, lines in self.lines_of.items()}
+
+    def add(self, number: int, kind: str, record: Any) -> None:
+        self.lines_of[kind].append(number)
+        if kind != "judgement":
+            self.ids[kind] += _key(record.id)
+        if kind == "prompt":
+            self.splits.append(_SPLITS.index(record.split))
+        elif kind == "completion":
+            self.prompt_ids += _key(record.prompt_id)
+
+
+class _Grouped:
+    """The lines about each prompt."""
+
+    def __init__(self, lines: Ints, about: Ints, prompts: int) -> None:
+        """``about``: each line's prompt; -1 where it is not known, and the line is left out."""
+        order = np.argsort(about, kind="stable")[np.count_nonzero(about < 0) :]
+        self._lines = lines[order]
+        self._ends = np.bincount(about[order], minlength=prompts).cumsum()
+
+    def __getitem__(self, prompt: int) -> list[int]:
+        found: list[int] = self._lines[self._ends[prompt - 1] if prompt else 0 : self._ends[prompt]].tolist()
+        return found
+
+
+class _Lines:
+    """A file's lines, read when they are asked for. (Of a memory map, what was read would stay in memory.)"""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        starts, end = array("q", [0]), 0
+        with path.open("rb") as file:
+            for line in file:
+                starts.append(end := end + len(line))
+        self._starts = starts
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        start = self._starts[number]
+        return os.pread(self._file, self._starts[number + 1] - start, start)
+
+    def kind_and_record(self, number: int) -> tuple[str, Any]:
+        return read_line(self.path, number + 1, self[number])
+
+    def record(self, number: int) -> Any:
+        return self.kind_and_record(number)[1]
+
+    def text(self, number: int) -> str:
+        """A completion's, which was read before."""
+        found: str = json.loads(self[number])["completion"]["text"]
+        return found
+
+
+def _ordered(keys: bytes | bytearray) -> tuple[Keys, Ints]:
+    found = np.frombuffer(bytes(keys), "S16")
+    order = np.argsort(found, kind="stable")
+    return found[order], order
+
+
+def _find(keys: Keys, wanted: bytes | bytearray) -> Ints:
+    """Where each of the wanted keys is among the sorted ones; -1 where it is not."""
+    asked = np.frombuffer(bytes(wanted), "S16")
+    if not len(keys):
+        return np.full(len(asked), -1)
+    places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return np.where(keys[places] == asked, places, -1)
+
+
+def _key(id: str) -> bytes:
+    """An identifier as 16 bytes; of what is none, something that no identifier is."""
+    try:
+        found = bytes.fromhex(id)
+    except ValueError:
+        found = b""
+    return found if len(found) == 16 else bytes(16)
+
+
+def _hex(keys: Keys, number: int) -> str:
+    """NumPy leaves out the zeros at the end."""
+    return bytes(keys[number]).ljust(16, b"\0").hex()
+
+
+def chosen(found: Sequence[Comparison], indices: Sequence[int]) -> Sequence[Comparison]:
+    """Some of the comparisons."""
+    return found.chosen(indices) if isinstance(found, FrozenComparisons) else [found[index] for index in indices]
+
+
+def prompts_of(found: Iterable[Comparison]) -> Iterator[tuple[str, Split | None]]:
+    """Id and split of each comparison's prompt; of frozen ones, nothing is read."""
+    if isinstance(found, FrozenComparisons):
+        return found.asked()
+    return ((one.prompt.id, one.prompt.split) for one in found)
