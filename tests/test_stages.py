@@ -140,6 +140,22 @@ def test_judged_answers_are_tokenised_anew_for_another_limit_or_tokenizer(tmp_pa
     assert [keep(50, ("a", "b")), keep(100, ("a", "c")), keep(100, ("a", "b"), CHATML)] == [2, 3, 4]
 
 
+def test_how_many_prompts_were_cut_is_told_again(tmp_path: Path) -> None:
+    notes = list[str]()
+
+    def make(counts: Counter[str]) -> Iterator[Rendered]:
+        counts["cut"] += 3
+        yield Rendered([1, 2], [False, True])
+
+    recipe = tiny("data.max_prompt_tokens=40")
+    context: Any = SimpleNamespace(tokens=tmp_path, recipe=recipe, note=notes.append)
+    policy: Any = SimpleNamespace(tokenizer=byte_tokenizer())
+    for _ in range(2):
+        kept = _kept_answers(context, policy, Asked(5, "these"), make)
+        assert (list(kept.response_tokens), kept.cut) == ([1], 3)
+    assert notes == ["3 of 5 prompts were cut to 40 tokens."] * 2
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -68,6 +68,15 @@ def test_sequences_come_back_to_the_bit(tmp_path: Path, seed: int) -> None:
             found[place]
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 50, 1000])
+@pytest.mark.parametrize("seed", range(2))
+def test_trained_tokens_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, at_once: int) -> None:
+    monkeypatch.setattr(tokens, "AT_ONCE", at_once)
+    made = [*drawn(seed, 50), Rendered([], [])]
+    assert cached_tokens(tmp_path, {}, Maker(made)).response_tokens().tolist() == [sum(one.mask) for one in made]
+    assert cached_tokens(tmp_path, {"none": 1}, Maker([])).response_tokens().tolist() == []
+
+
 @pytest.mark.parametrize("made", [[], [Rendered([], [])]], ids=["none", "an empty one"])
 def test_nothing_comes_back_too(tmp_path: Path, made: list[Rendered]) -> None:
     assert list(cached_tokens(tmp_path, {}, Maker(made))) == made

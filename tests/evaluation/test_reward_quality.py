@@ -16,6 +16,7 @@ from tests.toys import byte_tokenizer, llama, random_sequences
 from prefloop.evaluation.reward_quality import evaluate_reward, figures
 from prefloop.feedback.intervals import clustered_wilson, effective_number, wilson
 from prefloop.models.heads import RewardEnsemble, RewardModel
+from prefloop.training import comparisons
 from prefloop.training.comparisons import PreferenceGroup
 
 Pair = tuple[float, float, float]
@@ -178,7 +179,7 @@ def groups() -> list[PreferenceGroup]:
     ]
 
 
-def test_a_model_is_measured_by_its_scores_pair_by_pair() -> None:
+def test_a_model_is_measured_by_its_scores_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     reward, data = toy(), groups()
     with torch.no_grad():
         scores = [[float(reward.score([s])[0]) for s in group.sequences] for group in data]
@@ -194,6 +195,16 @@ def test_a_model_is_measured_by_its_scores_pair_by_pair() -> None:
     flat = [score for own in scores for score in own]
     assert result["length_correlation"] == pytest.approx(spearmanr(flat, lengths).statistic)
     assert result == evaluate_reward(reward, data, max_tokens=40)
+    monkeypatch.setattr(comparisons, "AT_ONCE", 5)
+    assert evaluate_reward(reward, data, max_tokens=1000) == approximately(result), "of many groups part by part"
+
+
+def approximately(figures: Any) -> Any:
+    if isinstance(figures, dict):
+        return {key: approximately(value) for key, value in figures.items()}
+    if isinstance(figures, list):
+        return [approximately(value) for value in figures]
+    return pytest.approx(figures, rel=1e-4)
 
 
 def test_a_floor_is_part_of_what_the_model_claims() -> None:

@@ -24,6 +24,7 @@ from prefloop.chat import Rendered
 from prefloop.config import DirectConfig, DPOConfig, IPOConfig, KTOConfig, ORPOConfig, SimPOConfig
 from prefloop.feedback.records import Prompt
 from prefloop.policy import Policy
+from prefloop.training import comparisons
 from prefloop.training import direct as module
 from prefloop.training.comparisons import PreferenceGroup
 from prefloop.training.direct import train_direct
@@ -66,6 +67,22 @@ def test_line_28_the_first_loss_is_ln_2_and_nothing_has_moved() -> None:
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-6)
     for name in ("margin", "chosen_logp", "rejected_logp"):
         assert line[name] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("section", [DPOConfig, KTOConfig, SimPOConfig])
+def test_many_groups_are_read_part_by_part(monkeypatch: pytest.MonkeyPatch, section: type[DirectConfig]) -> None:
+    """The reference and held-out figures; the last part is a short one."""
+    whole, parts = (_after_training(section, at_once, monkeypatch) for at_once in (comparisons.AT_ONCE, 3))
+    assert len(whole) == len(parts) > 1
+    for one, other in zip(whole, parts, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert "eval_loss" in whole[-1]
+
+
+def _after_training(section: type[DirectConfig], at_once: int, monkeypatch: pytest.MonkeyPatch) -> list[Metrics]:
+    monkeypatch.setattr(comparisons, "AT_ONCE", at_once)
+    lines = train(policy(), groups(8), groups(7), 0, section, batch_size=4, epochs=1.0)
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def log_likelihood(model: Any, sequence: Rendered) -> Tensor:

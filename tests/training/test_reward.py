@@ -19,6 +19,7 @@ from prefloop.feedback.aggregate import Ranking
 from prefloop.models.forward import pad
 from prefloop.models.heads import RewardEnsemble, RewardModel
 from prefloop.policy import Policy
+from prefloop.training import comparisons
 from prefloop.training import reward as module
 from prefloop.training.comparisons import PreferenceGroup, flatten, with_margins
 from prefloop.training.loop import Metrics
@@ -352,6 +353,13 @@ def test_a_toy_preference_is_learnt_and_holds_on_new_prompts() -> None:
     assert lines[-1]["eval_accuracy"] == 1.0
     assert lines[-1]["eval_loss"] < 0.1
     assert made("anything", "good answer") > made("anything", "bad answer")
+
+
+def test_heldout_figures_of_many_groups_are_taken_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, data = reward_model(), groups(7)
+    whole = heldout_figures(made, data, max_tokens=50)
+    monkeypatch.setattr(comparisons, "AT_ONCE", 3)
+    assert heldout_figures(made, data, max_tokens=50) == pytest.approx(whole, rel=1e-5)
 
 
 def test_heldout_figures_are_over_votes_and_without_dropout() -> None:

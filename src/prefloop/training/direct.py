@@ -184,13 +184,15 @@ def with_reference(model: Any, groups: Sequence[PreferenceGroup], config: Direct
     """The groups with log π_ref of each answer, from one pass over all of them."""
     if not groups:
         return groups
-    sums, counts = list[Tensor](), array("q")
+    parts, ends = list[Tensor](), array("q", [0])
     for part in in_memory(groups):
-        answers = [group.all_sequences for group in part]
-        counts.extend(map(len, answers))
-        sums.append(_sums(model, [one for own in answers for one in own], config))
-    parts = torch.cat(sums).split(list(counts))
-    return Each(len(groups), lambda number: _with_reference(groups[number], parts[number]))
+        sequences = list[Rendered]()
+        for group in part:
+            sequences += group.all_sequences
+            ends.append(ends[-1] + len(group.all_sequences))
+        parts.append(_sums(model, sequences, config))
+    values = torch.cat(parts)
+    return Each(len(groups), lambda number: _with_reference(groups[number], values[ends[number] : ends[number + 1]]))
 
 
 def _with_reference(group: PreferenceGroup, values: Float[Tensor, " n"]) -> PreferenceGroup:
