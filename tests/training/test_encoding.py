@@ -22,7 +22,7 @@ from prefloop.training.comparisons import Each, PreferenceGroup, in_memory, with
 from prefloop.training.encoding import Asked, Kept, Make, encode, encode_criteria, in_lists
 
 CHAT = Chat(byte_tokenizer())
-LIMITS = [(100, 100), (100, 8), (40, 8)]
+LIMITS = [(100, 100), (100, 7), (40, 7)]
 
 
 def judged(seed: int) -> list[Comparison]:
@@ -71,7 +71,7 @@ def test_sequences_may_lie_on_disk(tmp_path: Path) -> None:
         tokens = cached_tokens(tmp_path, {"answers": what.hash, "limit": cut}, make)
         return Kept(tokens, tokens.response_tokens(), tokens.counts["cut"])
 
-    for limit in (100, 8):
+    for limit in (100, 7):
         for cut in (100, 40):
             groups = encode_criteria(CHAT, [found], cut, limit, keep)
             assert listed(groups) == eager_groups(CHAT, [found], cut, limit)
