@@ -48,6 +48,7 @@ class Tokens(Sequence[Rendered]):
 
     def __init__(self, folder: Path, counts: Mapping[str, int]) -> None:
         self.counts = counts
+        self._folder = folder
         self._tokens = _mapped(folder / TOKENS, "<u4")
         self._ends = _mapped(folder / ENDS, "<i8")
 
@@ -66,10 +67,12 @@ class Tokens(Sequence[Rendered]):
 
     def response_tokens(self) -> npt.NDArray[np.int64]:
         """Tokens of each sequence that are trained on."""
+        # Read, not mapped: what is mapped and looked at counts as the process's memory, and this looks at all of it.
         counts = [np.empty(0, np.int64)]
         for start in range(0, len(self), AT_ONCE):
             first, ends = self._ends[start - 1] if start else 0, self._ends[start : start + AT_ONCE]
-            trained = np.concatenate([[0], np.cumsum(self._tokens[first : ends[-1]] >= TRAINED)])
+            tokens = np.fromfile(self._folder / TOKENS, "<u4", ends[-1] - first, offset=first * 4)
+            trained = np.concatenate([[0], np.cumsum(tokens >= TRAINED)])
             counts.append(np.diff(trained[ends - first], prepend=0))
         return np.concatenate(counts)
 
