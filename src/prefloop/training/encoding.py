@@ -112,8 +112,11 @@ class _Prompts:
 
 def _by_prompt(parts: Sequence[Sequence[Comparison]]) -> tuple[Sequence[int], Sequence[int]]:
     """`_Prompts`' rows and ends; prompts come in the order in which they are first spoken of."""
-    ids = np.frombuffer(b"".join(bytes.fromhex(id) for part in parts for id, _ in prompts_of(part)), "S16")
-    _, first, which = np.unique(ids, return_index=True, return_inverse=True)
+    ids = bytearray()
+    for part in parts:
+        for id, _ in prompts_of(part):
+            ids += bytes.fromhex(id)
+    _, first, which = np.unique(np.frombuffer(ids, "S16"), return_index=True, return_inverse=True)
     place = first[which]
     counts = np.bincount(place)
     ends = counts[counts > 0].cumsum()
