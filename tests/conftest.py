@@ -63,6 +63,27 @@ def store(place: str | Path) -> Iterator[Store]:
         yield store
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a recipe and its finished run. Look, but do not touch: see ``project``."""
+    from tests.runs import STAGES, run, tiny
+
+    from prefloop.recipes import dump_recipe
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "prefloop.toml").write_text(dump_recipe(tiny()), encoding="utf-8")
+    recorder = run(tiny(), folder)
+    assert tuple(recorder.ran) == tuple(recorder.done) == STAGES
+    assert recorder.kept == []
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run to change."""
+    return Path(shutil.copytree(finished, tmp_path / "project"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Models of these sizes are slower on many threads, and their sums differ from machine to machine."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests import toys
+from tests.runs import dialogues
 from tests.test_cli import Call, call, finished, names, ok, settings  # noqa: F401
-from tests.test_pipeline import dialogues
 
 from prefloop.feedback.store import Counts, Store
 from prefloop.policy import Policy, load_policy

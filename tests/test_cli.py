@@ -22,7 +22,7 @@ import sqlalchemy as sa
 import typer
 from rich.console import Console
 from tests.databases import Server
-from tests.test_pipeline import MODEL, dialogues, tiny
+from tests.runs import MODEL, dialogues, tiny
 from tests.toys import byte_tokenizer, heeds_ctrl_c, judge_some
 
 from prefloop import cli

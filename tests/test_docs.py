@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import typer
-from tests.test_pipeline import dialogues, from_store, tiny
+from tests.runs import dialogues, from_store, tiny
 
 from prefloop import pipeline
 from prefloop.cli import app

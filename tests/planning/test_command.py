@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.runs import tiny
 from tests.test_cli import Call, call, ok, settings
-from tests.test_pipeline import tiny
 
 from prefloop.planning.cards import CARDS
 from prefloop.recipes import dump_recipe
