@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports transformers: a test that asks the hub for a model fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,9 @@ from jaxtyping import install_import_hook
 from tests.databases import Server, running_server
 
 from prefloop.feedback.store import Store
+
+if TYPE_CHECKING:
+    from tests.commands import Call
 
 # Shapes are checked on every call, under pytest only; an int is good enough where a float is asked for.
 install_import_hook(
@@ -82,6 +86,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run to change."""
     return Path(shutil.copytree(finished, tmp_path / "project"))
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs ``prefloop ARGUMENTS`` in an empty folder."""
+    from tests.commands import caller
+
+    monkeypatch.chdir(tmp_path)
+    return caller(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session", autouse=True)
