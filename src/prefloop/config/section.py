@@ -33,7 +33,7 @@ class Optimisation(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
     micro_batch_tokens: Annotated[int, Field(ge=0)] = 0
-    """Tokens in one forward pass, and padding where there is any; 0: as many as keep a quarter of the memory, 512 to
+    """Tokens in one forward pass, and padding where there is any; 0: as many as there is room for, 512 to
     4,096, found by measuring the model once. Fits memory; never changes the result."""
 
     @property
