@@ -5,7 +5,7 @@
 Each series doubles one number and leaves the others as they are; its members are timed in turn, ``--repeats`` times,
 and the best of each counts. Models are Llamas from configuration with random weights. What is printed is seconds of
 an optimiser step (rows: of the whole training; episodes: of an iteration of PPO) and how many times those of the
-member before.
+member before. ``rest`` is ``length`` with attention left out: each layer's attention hands its values on.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 import prefloop
 from prefloop.chat import Rendered
 from prefloop.config import PPOConfig, SFTConfig
 from prefloop.feedback.records import Prompt
+from prefloop.models.packing import NAME, attention, longest_packed
 from prefloop.policy import Policy
 from prefloop.rollout.reward import function_reward
 from prefloop.training.loop import Metrics
@@ -83,6 +84,16 @@ def fine_tuning(policy: Policy, rows: Sequence[Rendered], batch_size: int, *, wh
     return seconds[-1] if whole else (seconds[-1] - seconds[1]) / (len(seconds) - 2)
 
 
+def without_attention(policy: Policy, rows: Sequence[Rendered], batch_size: int) -> float:
+    """Seconds of a step in which no token looks at another."""
+    longest_packed(policy.model)  # measured before attention is gone
+    AttentionInterface.register(NAME, lambda *given, **_: (given[3].transpose(1, 2), None))
+    try:
+        return fine_tuning(policy, rows, batch_size)
+    finally:
+        AttentionInterface.register(NAME, attention)
+
+
 def iteration(policy: Policy, episodes: int) -> float:
     """Seconds of an iteration of PPO with prompts of 32 and responses of 32 tokens."""
     draw = random.Random(0)
@@ -110,6 +121,10 @@ def series() -> dict[str, dict[int, Callable[[], float]]]:
         },
         "length": {
             length: partial(fine_tuning, base, rows_of(16 * STEPS, (length, length)), 16)
+            for length in (64, 128, 256, 512)
+        },
+        "rest": {
+            length: partial(without_attention, base, rows_of(16 * STEPS, (length, length)), 16)
             for length in (64, 128, 256, 512)
         },
         "batch": {

@@ -14,7 +14,7 @@ from prefloop.recipes import Recipe
 HEAD = """\
 # The recipe
 
-Written from `src/prefloop/config.py` by `python docs/make_config.py > docs/config.md`; a test holds the two together.
+Written from `src/prefloop/config/` by `python docs/make_config.py > docs/config.md`; a test holds the two together.
 
 A recipe is a TOML file. What it does not set keeps its default; `prefloop init` and `prefloop demo` write one to
 start from, and every run keeps its whole recipe, defaults included, in `runs/NAME/recipe.toml`. On the command line,

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports transformers: a test that asks the hub for a model fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,9 @@ from jaxtyping import install_import_hook
 from tests.databases import Server, running_server
 
 from prefloop.feedback.store import Store
+
+if TYPE_CHECKING:
+    from tests.commands import Call
 
 # Shapes are checked on every call, under pytest only; an int is good enough where a float is asked for.
 install_import_hook(
@@ -61,6 +65,36 @@ def store(place: str | Path) -> Iterator[Store]:
     """An empty store, on both kinds of database."""
     with Store.open(place) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a recipe and its finished run. Look, but do not touch: see ``project``."""
+    from tests.runs import STAGES, run, tiny
+
+    from prefloop.recipes import dump_recipe
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "prefloop.toml").write_text(dump_recipe(tiny()), encoding="utf-8")
+    recorder = run(tiny(), folder)
+    assert tuple(recorder.ran) == tuple(recorder.done) == STAGES
+    assert recorder.kept == []
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run to change."""
+    return Path(shutil.copytree(finished, tmp_path / "project"))
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs ``prefloop ARGUMENTS`` in an empty folder."""
+    from tests.commands import caller
+
+    monkeypatch.chdir(tmp_path)
+    return caller(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session", autouse=True)

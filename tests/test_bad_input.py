@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests import toys
-from tests.test_cli import Call, call, finished, names, ok, settings  # noqa: F401
-from tests.test_pipeline import dialogues
+from tests.commands import Call, names, ok, settings
+from tests.runs import dialogues
 
 from prefloop.feedback.store import Counts, Store
 from prefloop.policy import Policy, load_policy
@@ -20,7 +20,7 @@ GOOD = {"prompt": "What?", "chosen": "This.", "rejected": "No."}
 
 
 @pytest.fixture
-def refused(call: Call, tmp_path: Path) -> Any:  # noqa: F811
+def refused(call: Call, tmp_path: Path) -> Any:
     """Calls prefloop, expects a refusal that leaves the folder as it was, and returns the message."""
 
     def files() -> set[Path]:
@@ -300,7 +300,7 @@ def test_a_tokenizer_without_a_pad_token_is_given_one(tmp_path: Path) -> None:
     assert isinstance(policy.generate("Hi", max_response_tokens=3), str)
 
 
-def test_a_judge_that_is_no_reward_model(refused: Any, finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_judge_that_is_no_reward_model(refused: Any, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "runs", tmp_path / "runs")
     shutil.copy(finished / "prefloop.toml", tmp_path)
     model = "runs/tiny/sft/model"
@@ -353,7 +353,7 @@ def test_nothing_to_answer(refused: Any, tmp_path: Path) -> None:
     assert "the store has no training prompts. Import some first" in refused("sample", "a")
 
 
-def test_init_changes_nothing_that_is_there(refused: Any, call: Call, tmp_path: Path) -> None:  # noqa: F811
+def test_init_changes_nothing_that_is_there(refused: Any, call: Call, tmp_path: Path) -> None:
     recipe(tmp_path / "prefloop.toml", seed=1)
     assert "prefloop.toml is there already; nothing was changed" in refused("init", ".")
     assert "File exists: 'prefloop.toml'" in refused("init", "prefloop.toml")
@@ -361,7 +361,7 @@ def test_init_changes_nothing_that_is_there(refused: Any, call: Call, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ['my "best" project', "back\\slash", ".hidden", "..."])
-def test_init_makes_a_valid_recipe_whatever_the_folder_is_called(call: Call, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_init_makes_a_valid_recipe_whatever_the_folder_is_called(call: Call, tmp_path: Path, name: str) -> None:
     from prefloop.recipes import load_recipe
 
     ok(call("init", name))
@@ -376,7 +376,7 @@ def test_a_report_on_something_else(refused: Any, tmp_path: Path) -> None:
     refused("report", "file")
 
 
-def test_a_damaged_stage_says_what_to_do(refused: Any, finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_damaged_stage_says_what_to_do(refused: Any, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "runs" / "tiny" / "sft" / "manifest.json").write_text("{", encoding="utf-8")
     told = _fails(refused)
@@ -384,7 +384,7 @@ def test_a_damaged_stage_says_what_to_do(refused: Any, finished: Path, tmp_path:
     assert "to run the stage again" in told
 
 
-def test_a_folder_that_cannot_be_written(refused: Any, finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_folder_that_cannot_be_written(refused: Any, finished: Path, tmp_path: Path) -> None:
     recipe(tmp_path / "file", seed=1)
     assert "Not a directory" in refused("init", "file/mine")
     shutil.copy(finished / "prefloop.toml", tmp_path)

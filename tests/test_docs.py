@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from tests.test_pipeline import dialogues, from_store, tiny
+from tests.runs import dialogues, from_store, tiny
 
 from prefloop import pipeline
 from prefloop.cli import app
@@ -192,6 +193,15 @@ def test_every_file_of_a_run_is_documented(runs: list[Path]) -> None:
                     else path.name
                 )
                 assert stage.name == "judge" or name in line, path
+
+
+def test_what_a_page_imports_is_there() -> None:
+    seen = 0
+    for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        for module, names in re.findall(r"^from (prefloop\S*) import (.+)$", page.read_text("utf-8"), re.MULTILINE):
+            assert set(names.split(", ")) <= vars(import_module(module)).keys(), page
+            seen += 1
+    assert seen
 
 
 def test_no_page_waits_for_its_figures() -> None:

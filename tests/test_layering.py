@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "feedback": {"feedback"},
     "seeds": DATA,
     "demo": {"demo", *DATA},
-    "config": set(),
+    "config": {"config"},
     "recipes": {"config"},
     "algorithms": {"algorithms"},
     # Machinery: maths and records.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_pipeline import TINY, Recorder, dialogues, from_store
+from tests.runs import TINY, Recorder, dialogues, from_store
 
 from prefloop import pipeline
 from prefloop.config import RewardSource

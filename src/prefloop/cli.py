@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -55,6 +56,8 @@ def main() -> None:
 
         Console(stderr=True, soft_wrap=True).print(Text(printable(f"error: {error}"), style="red"))
         sys.exit(EXIT_BAD_INPUT)
+    finally:
+        gc.freeze()  # the process ends: Python would look for garbage among all that torch and transformers have made
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -7,10 +7,8 @@ from itertools import product
 
 import pytest
 
-from prefloop.demo import grammar
-from prefloop.demo.grammar import AMOUNTS, FACT_WORDS, HABITS, INTENTS, ITEMS, NAMES, REGISTERS, TIMES, Facts
-from prefloop.demo.preference import mistakes, score
-from prefloop.feedback.records import Prompt
+from prefloop.demo import grammar, rewrites
+from prefloop.demo.grammar import AMOUNTS, FACT_WORDS, INTENTS, ITEMS, NAMES, REGISTERS, TIMES, Facts
 
 BY_INTENT = pytest.mark.parametrize("intent", INTENTS, ids=lambda intent: intent.name)
 BY_SPLIT = pytest.mark.parametrize("split", ["train", "heldout"])
@@ -149,9 +147,10 @@ def test_prompts_are_distinct_and_a_larger_sample_only_appends(split):
 
 def test_sampling_does_not_depend_on_the_hash_seed_of_the_process():
     code = (
-        "import random; from prefloop.demo import grammar as g; p = g.sample_prompts(50, 'heldout', 1);"
-        "r = random.Random(2); print([(x.id, g.write_demonstration(x, r)) for x in p]);"
-        "print(g.pretraining_text(20, 3))"
+        "import random; from prefloop.demo import grammar as g, rewrites as w;"
+        "p = g.sample_prompts(50, 'heldout', 1); r = random.Random(2);"
+        "print([(x.id, w.write_demonstration(x, r)) for x in p]);"
+        "print(w.pretraining_text(20, 3))"
     )
     outputs = {
         subprocess.run(
@@ -186,7 +185,7 @@ def test_registers_and_intents_come_up_evenly():
 def test_texts_are_short_and_the_vocabulary_is_small():
     rng = random.Random(11)
     prompts = grammar.sample_prompts(4000, "train", 11)
-    answers = [grammar.write_demonstration(prompt, rng) for prompt in prompts]
+    answers = [rewrites.write_demonstration(prompt, rng) for prompt in prompts]
     asked = [len(prompt.text.split()) for prompt in prompts]
     assert statistics.median(asked) <= 16
     assert max(asked) <= 32
@@ -202,67 +201,3 @@ def test_messages_begin_and_end_like_sentences(seed):
         assert prompt.text[-1] in ".!?"
         assert not set("{}") & set(prompt.text)
         assert "  " not in prompt.text
-
-
-# --- Demonstrations ----------------------------------------------------------------------------------
-
-
-def test_the_odds_of_the_habits_are_odds():
-    assert sum(HABITS.values()) == pytest.approx(1)
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_demonstrations_show_each_virtue_often_and_all_together_seldom(seed):
-    rng = random.Random(seed)
-    prompts = grammar.sample_prompts(3000, "train", seed)
-    parts = [score(prompt.text, grammar.write_demonstration(prompt, rng)) for prompt in prompts]
-
-    def share(test):
-        return sum(map(test, parts)) / len(parts)
-
-    assert share(lambda p: p.politeness > 0.9) == pytest.approx(0.56, abs=0.05)
-    assert share(lambda p: p.brevity > 0.9) == pytest.approx(0.64, abs=0.05)
-    assert share(lambda p: p.faithfulness > 0.9) == pytest.approx(0.83, abs=0.04)
-    assert 0.11 < share(lambda p: p.utility > 0.97) < 0.18
-    assert 0.75 < statistics.mean(p.utility for p in parts) < 0.83
-
-
-MISTAKES_OF = {"good": {0}, "padded": {0}, "curt": {0}, "rude": {0}, "dropped": {1}, "changed": {2}}
-
-
-@pytest.mark.parametrize("habit", HABITS)
-def test_each_habit_makes_its_own_mistakes_and_no_others(habit):
-    rng = random.Random(habit)
-    prompts = grammar.sample_prompts(1500, "train", 13)
-    answers = [grammar.demonstrate(grammar.read(prompt.text), habit, rng) for prompt in prompts]
-    assert {mistakes(p.text, a) for p, a in zip(prompts, answers, strict=True)} == MISTAKES_OF[habit]
-    rude = [bool(grammar.RUDE_WORDS & set(grammar.words(answer))) for answer in answers]
-    assert all(rude) if habit == "rude" else not any(rude)
-    lengths = [len(answer.split()) for answer in answers]
-    assert min(lengths) > 17 if habit == "padded" else max(lengths) <= (40 if "ed" in habit else 16)
-    assert all(answer[0].isupper() and answer[-1] in ".!?" for answer in answers)
-
-
-def test_pretraining_text_says_one_thing_several_times_in_forms_of_the_training_split():
-    documents = grammar.pretraining_text(1500, 17)
-    assert documents == grammar.pretraining_text(1500, 17)
-    checked = 0
-    for document in documents:
-        sayings = document.split("\n")
-        assert len(sayings) == grammar.SAYINGS
-        names = {tuple(w for w in grammar.words(text) if w in FACT_WORDS["name"]) for text in sayings}
-        assert len(names) == 1, "every saying keeps the name"
-        for text in sayings:
-            cues = [word for word in grammar.words(text) if word in grammar.CUES]
-            wrapped = any(text.endswith(after) for _, after in WRAPPERS if len(after) > 1)
-            if cues and wrapped:  # a message, not a rewrite
-                form = next(f for f in grammar.INTENT_OF if cues[0] in grammar.words(f))
-                facts = grammar.read(text)
-                assert facts.name in grammar.slot_values(form, "name", "train")
-                assert facts.item in grammar.slot_values(form, "item", "train")
-                checked += 1
-    assert checked > 1000
-
-
-def test_a_demonstration_needs_nothing_but_the_text():
-    assert grammar.write_demonstration(Prompt.of("Dana, where is the budget? I need it by Friday."), random.Random(1))

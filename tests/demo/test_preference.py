@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefloop.demo import grammar
+from prefloop.demo import grammar, rewrites
 from prefloop.demo.preference import (
     Parts,
     brevity,
@@ -59,7 +59,7 @@ def test_ideal_beats_padded_beats_curt_beats_rude_and_unfaithful(seed):
     asked = prompts(seed, 700)
     for prompt in asked:
         facts = grammar.read(prompt.text)
-        value = {habit: utility(prompt.text, grammar.demonstrate(facts, habit, rng)) for habit in grammar.HABITS}
+        value = {habit: utility(prompt.text, rewrites.demonstrate(facts, habit, rng)) for habit in rewrites.HABITS}
         value["ideal"] = utility(prompt.text, ideal_rewrite(prompt))
         for pair in wins:
             better, worse = pair.split()
@@ -73,8 +73,8 @@ def test_each_habit_is_on_average_worth_what_it_should_be():
     rng = random.Random(4)
     asked = prompts(4, 500)
     mean = {
-        habit: statistics.mean(utility(p.text, grammar.demonstrate(grammar.read(p.text), habit, rng)) for p in asked)
-        for habit in grammar.HABITS
+        habit: statistics.mean(utility(p.text, rewrites.demonstrate(grammar.read(p.text), habit, rng)) for p in asked)
+        for habit in rewrites.HABITS
     }
     order = ["good", "padded", "curt", "rude", "dropped", "changed"]
     assert sorted(mean, key=lambda habit: -mean[habit]) == order
@@ -124,7 +124,7 @@ HACKS = {
     "an unknown number": (IDEAL.replace("the budget", "the budget 977"), 0.6),
     "noise after it": (f"{IDEAL} zxq vbn qwe rty uio asd fgh", 0.45),
     "emoji": (f"{IDEAL} {'🙂 ' * 20}", 0.3),
-    "very long": (f"{IDEAL} {' '.join(grammar.PADDING_AFTER * 3)}", 0.75),
+    "very long": (f"{IDEAL} {' '.join(rewrites.PADDING_AFTER * 3)}", 0.75),
 }
 
 
@@ -203,7 +203,7 @@ def test_every_demonstration_makes_sense():
     """What the grammar itself writes is never odd: its faults are counted by the other parts."""
     rng = random.Random(9)
     for prompt in prompts(9, 1500):
-        answer = grammar.write_demonstration(prompt, rng)
+        answer = rewrites.write_demonstration(prompt, rng)
         assert sense(answer) == 1, answer
 
 

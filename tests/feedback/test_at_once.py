@@ -6,14 +6,13 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import sqlalchemy as sa
 from tests.databases import Server
 from tests.feedback.queues import check_counts, fill, send
+from tests.feedback.threads import in_threads
 
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.store import Store
@@ -48,23 +47,6 @@ def start_worker(place: str | Path, names: list[str]) -> subprocess.Popen[str]:
     assert worker.stdout is not None
     assert worker.stdout.readline() == "ready\n"
     return worker
-
-
-def in_threads(names: list[str], do: Callable[[str], None]) -> None:
-    failures: list[BaseException] = []
-
-    def run(name: str) -> None:
-        try:
-            do(name)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [Thread(target=run, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures[0]
 
 
 @pytest.mark.parametrize(("overlap", "target"), [(1, None), (3, None), (2, 70)])
@@ -134,14 +116,12 @@ def test_one_person_in_many_tabs(store: Store) -> None:
     check_counts(store)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_several_processes_at_once(kind: str, tmp_path: Path, postgres: Server) -> None:
-    place = str(tmp_path / "feedback.db") if kind == "sqlite" else postgres.create()
-    with Store.open(place) as store:
+def test_several_processes_at_once(nowhere: str | Path) -> None:
+    with Store.open(nowhere) as store:
         queue = Queue(store)
         queue.open_batch("a", overlap=2)
         queue.add_items("a", fill(store, 60))
-        workers = [start_worker(place, [f"{process} {i}" for i in range(3)]) for process in range(2)]
+        workers = [start_worker(nowhere, [f"{process} {i}" for i in range(3)]) for process in range(2)]
         acknowledged = [line.strip() for worker in workers for line in worker.communicate()[0].splitlines()]
         assert [worker.returncode for worker in workers] == [0, 0]
         assert sorted(one.id for one in store.judgements()) == sorted(acknowledged)

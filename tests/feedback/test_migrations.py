@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from tests.databases import Server
 
 from prefloop.feedback import database, tables
 from prefloop.feedback.assignment import Queue
@@ -38,12 +37,6 @@ JUDGEMENTS = [
     )
     for id, ranks, supersedes in [("a", (1, 2), None), ("b", (2, 1), "a")]
 ]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def nowhere(request: pytest.FixtureRequest, tmp_path: Path, postgres: Server) -> str | Path:
-    """Where a store may be made."""
-    return tmp_path / "feedback.db" if request.param == "sqlite" else postgres.create()
 
 
 def of_schema_1(place: str | Path) -> None:

@@ -3,10 +3,11 @@
 import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier
 
 import pytest
 import sqlalchemy as sa
+from tests.feedback.threads import in_threads
 
 from prefloop.feedback.people import People
 from prefloop.feedback.store import Store
@@ -179,11 +180,7 @@ def test_an_invite_accepted_by_many_at_once(people: People) -> None:
         except ValueError as error:
             refused.append(error)
 
-    threads = [Thread(target=accept, args=(f"p{i}",)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([f"p{i}" for i in range(8)], accept)
     assert (len(made), len(refused)) == (1, 7)
     assert [person.name for person in people.all()] == ["root", made[0].name]
 

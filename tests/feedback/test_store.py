@@ -10,17 +10,15 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread, Timer
 from typing import Any
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.databases import Server
+from tests.feedback.threads import in_threads
 
-from prefloop.feedback import database
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Message, Prompt, dense_ranks
 from prefloop.feedback.store import AnyRecord, Counts, Store
 
@@ -43,28 +41,9 @@ def judgement(id: str, **fields: Any) -> Judgement:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "feedback.db"
-
-
-@pytest.fixture
 def store(store: Store) -> Store:
     store.add([PROMPT, *ANSWERS])
     return store
-
-
-@pytest.fixture
-def file(path: Path) -> Iterator[Store]:
-    """A store of SQLite's, for what is SQLite's only."""
-    with Store.open(path) as store:
-        store.add([PROMPT, *ANSWERS])
-        yield store
-
-
-@pytest.fixture
-def database_url(postgres: Server) -> str:
-    """A database of PostgreSQL's without tables."""
-    return postgres.create()
 
 
 def ids(store: Store, **how: Any) -> list[str]:
@@ -294,25 +273,26 @@ def test_a_killed_writer_leaves_nothing(place: str | Path) -> None:
         "INSERT OR REPLACE INTO guidelines SELECT * FROM guidelines",
     ],
 )
-def test_the_file_itself_refuses_changes(file: Store, path: Path, statement: str) -> None:
-    file.add([judgement("a")])
-    told = file.add_guidelines("Be kind.", "ann")
-    with closing(sqlite3.connect(path)) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
-        other.execute(statement)
-    assert list(file.judgements()) == [judgement("a")]
-    assert tuple(file.completions()) == ANSWERS
-    assert file.guidelines() == [told]
+def test_the_file_itself_refuses_changes(tmp_path: Path, statement: str) -> None:
+    with Store.open(path := tmp_path / "feedback.db") as store:
+        store.add([PROMPT, *ANSWERS, judgement("a")])
+        told = store.add_guidelines("Be kind.", "ann")
+        with closing(sqlite3.connect(path)) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            other.execute(statement)
+        assert list(store.judgements()) == [judgement("a")]
+        assert tuple(store.completions()) == ANSWERS
+        assert store.guidelines() == [told]
 
 
 @pytest.mark.parametrize("table", ["judgements", "completions", "guidelines"])
 @pytest.mark.parametrize("change", ["UPDATE {} SET seq = seq", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
-def test_the_server_itself_refuses_changes(database_url: str, table: str, change: str) -> None:
-    with Store.open(database_url) as store:
+def test_the_server_itself_refuses_changes(postgres: Server, table: str, change: str) -> None:
+    with Store.open(url := postgres.create()) as store:
         store.add([PROMPT, *ANSWERS, judgement("a")])
         told = store.add_guidelines("Be kind.", "ann")
         column = "version = version" if table == "guidelines" else "seq = seq"
         statement = change.format(table).replace("seq = seq", column)
-        with psycopg.connect(database_url) as other, pytest.raises(psycopg.Error, match="append-only"):
+        with psycopg.connect(url) as other, pytest.raises(psycopg.Error, match="append-only"):
             other.execute(statement)
         assert list(store.judgements()) == [judgement("a")]
         assert tuple(store.completions()) == ANSWERS
@@ -323,149 +303,10 @@ def test_the_server_itself_refuses_changes(database_url: str, table: str, change
 
 
 def test_two_writers_wait_for_each_other(place: str | Path, store: Store) -> None:
-    failures: list[BaseException] = []
-
     def write(name: str) -> None:
-        try:
-            with Store.open(place) as mine:
-                for i in range(40):
-                    mine.add([judgement(f"{name}{i}"), judgement(f"both{i}")])
-        except BaseException as error:
-            failures.append(error)
+        with Store.open(place) as mine:
+            for i in range(40):
+                mine.add([judgement(f"{name}{i}"), judgement(f"both{i}")])
 
-    threads = [Thread(target=write, args=(name,)) for name in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(["a", "b"], write)
     assert sorted(ids(store)) == sorted(f"{name}{i}" for name in ("a", "b", "both") for i in range(40))
-
-
-def test_a_writer_that_waits_in_vain_says_so(
-    place: str | Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-    with Store.open(place) as impatient, store.database.writing():
-        assert impatient.counts() == Counts(1, 3, 0, 0), "readers do not wait"
-        with pytest.raises(TimeoutError, match="held by another writer"):
-            impatient.add([OTHER])
-        with pytest.raises(TimeoutError, match="held by another writer"):  # another thread of the same store
-            store.add([OTHER])
-
-
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_new_database_opened_by_several_processes(path: Path, database_url: str, kind: str) -> None:
-    place = str(path) if kind == "sqlite" else database_url
-    program = "import sys; from prefloop.feedback.store import Store; Store.open(sys.argv[1]).close()"
-    running = [subprocess.Popen([sys.executable, "-c", program, place]) for _ in range(3)]
-    assert [process.wait() for process in running] == [0, 0, 0]
-    with Store.open(place, create=False) as store:
-        assert store.counts() == Counts()
-
-
-# Opening
-
-
-def test_settings_of_the_connection(file: Store) -> None:
-    with file.database.reading() as db:
-        values = [db.scalar(sa.text(f"PRAGMA {name}")) for name in ("journal_mode", "foreign_keys", "busy_timeout")]
-    assert values == ["wal", 1, 30000]
-
-
-def test_settings_of_the_servers_connection(postgres: Server, database_url: str) -> None:
-    with Store.open(database_url) as store, store.database.reading() as db:
-        values = [db.scalar(sa.text(f"SHOW {name}")) for name in ("lock_timeout", "timezone")]
-    assert values == ["30s", "UTC"]
-
-
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_newer_schema_is_not_touched(path: Path, database_url: str, kind: str) -> None:
-    place = str(path) if kind == "sqlite" else database_url
-    with Store.open(place) as store, store.database.writing() as db:
-        db.execute(sa.text(f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'"))
-    with pytest.raises(ValueError, match=r"schema 9999, .* upgrade prefloop"):
-        Store.open(place)
-
-
-def test_a_file_that_is_no_database(path: Path) -> None:
-    path.write_text('{"chosen": "a long line of text, and not a database at all"}\n' * 50, encoding="utf-8")
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"cannot open .*file is not a database"):
-        Store.open(path)
-    assert path.read_bytes() == before
-
-
-def test_a_database_of_something_else(path: Path, database_url: str) -> None:
-    with closing(sqlite3.connect(path)) as other, other:
-        other.execute("CREATE TABLE invoices (id INTEGER)")
-    with psycopg.connect(database_url) as another:
-        another.execute("CREATE TABLE invoices (id INTEGER)")
-    for place in (path, database_url):
-        with pytest.raises(ValueError, match="database of something else; it has the tables invoices"):
-            Store.open(place)
-
-
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot open postgresql://ann:\*\*\*@/x.* as a prefloop database") as told:
-        Store.open(f"postgresql://ann:hidden@/x?host={tmp_path}")
-    assert "hidden" not in str(told.value)
-
-
-def test_where_there_is_nothing_to_open(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        Store.open(tmp_path / "no.db", create=False)
-    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
-        Store.open(tmp_path / "no" / "no.db")
-    with pytest.raises(ValueError, match="is a folder"):
-        Store.open(tmp_path)
-    with pytest.raises(ValueError, match="kept in a file"):
-        Store.open(":memory:")
-    with pytest.raises(ValueError, match="mysql is not supported"):
-        Store.open("mysql://host/db")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_url_names_a_file(path: Path, file: Store) -> None:
-    with Store.open(f"sqlite:///{path}", create=False) as same:
-        assert same.counts() == file.counts()
-
-
-def test_a_projects_store_is_where_the_environment_says(
-    place: str | Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    with Store.of_project(folder) as own:
-        assert own.counts() == Counts()
-    monkeypatch.setenv(database.ENVIRONMENT, str(place))
-    with Store.of_project(folder) as elsewhere:
-        assert elsewhere.counts() == store.counts() != Counts()
-
-
-def test_feedback_does_not_import_torch_or_alembic() -> None:
-    program = (
-        "import sys, prefloop.feedback.formats, prefloop.feedback.aggregate;"
-        "assert not {'torch', 'alembic'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_another_connection_that_switches_a_new_file_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run and the page, started together in a new project: SQLite's own timeout does not hold there."""
-    first, second = (
-        sqlite3.connect(tmp_path / "new.db", timeout=0, isolation_level=None, check_same_thread=False) for _ in "ab"
-    )
-    with closing(first), closing(second):
-        first.execute("BEGIN EXCLUSIVE")
-        with monkeypatch.context() as patch:
-            patch.setattr(database, "BUSY_SECONDS", 0.05)
-            with pytest.raises(sqlite3.OperationalError, match="locked"):
-                database._write_ahead(second)
-        release = Timer(0.2, first.execute, ["COMMIT"])
-        release.start()
-        database._write_ahead(second)
-        release.join()
-        assert second.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ from tests.toys import gemma2, gpt2, llama, policy, random_sequences
 
 from prefloop.config import SFTConfig
 from prefloop.models import footprint
-from prefloop.models.footprint import Kept, budget_in, kept, noting_budgets, token_budget
+from prefloop.models.footprint import Kept, budget_in, hand_back, kept, noting_budgets, room_on, token_budget
 from prefloop.models.forward import arrange, hidden_states
 from prefloop.models.precision import computing_in
 from prefloop.training.loop import fitted
@@ -80,13 +83,37 @@ def test_counting_leaves_the_model_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "per_token", "expected"),
-    [(16 * GIB, 5e5, 4096), (16 * GIB, 1e6, 4096), (16 * GIB, 2e6, 2048), (2 * GIB, 3e7, 512), (1e15, 1e3, 4096)],
+    ("room", "per_token", "expected"),
+    [(4 * GIB, 5e5, 4096), (4 * GIB, 1e6, 4096), (4 * GIB, 2e6, 2048), (GIB / 2, 3e7, 512), (1e15, 1e3, 4096)],
 )
-def test_the_budget_is_a_power_of_two_within_limits(memory: float, per_token: float, expected: int) -> None:
-    assert budget_in(memory, Kept(per_token, 0.0)) == expected
+def test_the_budget_is_a_power_of_two_within_limits(room: float, per_token: float, expected: int) -> None:
+    assert budget_in(room, Kept(per_token, 0.0)) == expected
     if 512 < expected < 4096:
-        assert expected * per_token <= memory / 4 < 2 * expected * per_token
+        assert expected * per_token <= room < 2 * expected * per_token
+
+
+def test_a_processor_is_given_no_more_than_makes_it_quicker() -> None:
+    sizes = [GIB / 2, GIB, 2 * GIB, 64 * GIB]
+    assert [room_on(torch.device("cpu"), size) for size in sizes] == [GIB / 8, GIB / 4, GIB / 4, GIB / 4]
+    assert [room_on(torch.device("cuda"), size) for size in sizes] == [size / 4 for size in sizes]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps what is free")
+def test_memory_that_is_free_goes_back() -> None:
+    pieces = [torch.ones(3_000) for _ in range(8_000)]  # 96 MB, each too small to be mapped by itself
+    held = resident()
+    walls = pieces[::50]
+    del pieces
+    kept_back = resident()
+    hand_back()
+    assert resident() < kept_back - 60e6
+    assert kept_back > held - 30e6, "else there was nothing to hand back"
+    assert len(walls) == 160
+
+
+def resident() -> int:
+    """Bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_it_is_measured_once_a_shape_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ TABLE: dict[str, Any] = {
 
 def planner(gib: float, *settings: str, **asked: Any) -> Planner:
     """On a machine with so much memory; nothing is measured."""
-    machine = Machine("a machine", gib * GIB, base=0.3 * GIB, count=asked.get("gpus", 1))
+    machine = Machine("a machine", gib * GIB, base=0.3 * GIB, room=gib * GIB / 4, count=asked.get("gpus", 1))
     recipe = make_recipe(TABLE, settings)
     return Planner(recipe, Asked(**asked), AMOUNTS, machine, "float32", RATES, RATES)
 

@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.test_cli import Call, call, ok, settings
-from tests.test_pipeline import tiny
+from tests.commands import Call, ok, settings
+from tests.runs import tiny
 
 from prefloop.planning.cards import CARDS
 from prefloop.recipes import dump_recipe
-
-__all__ = ["call"]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_pipeline import dialogues, from_store, tiny
+from tests.runs import dialogues, from_store, tiny
 
 from prefloop import pipeline
 from prefloop.config import ALGORITHMS, ON_POLICY

@@ -31,6 +31,10 @@ def write_lines(path: Path, rows: list[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def figures(run: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((run / "evaluation" / f"{name}.json").read_text()))
+
+
 def interval(value: float, n: int) -> Row:
     half = 1.96 * math.sqrt(max(value * (1 - value), 1e-9) / n)
     return {

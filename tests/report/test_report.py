@@ -1,72 +1,20 @@
-"""The report says what the files say, survives hostile text, asks the network for nothing."""
+"""The report says what the files say."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import json
 import math
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.fixture import figures, write_dialogues, write_json, write_lines, write_minimal
+from tests.report.reader import Text, page
 
-from prefloop.report import write_report
-from prefloop.report.entries import Interval
 from prefloop.report.read import read_run
 from prefloop.report.scale import wilson
-
-from .fixture import HOSTILE, write_demo, write_dialogues, write_json, write_lines, write_minimal
-
-CHROMIUM = Path("/usr/bin/chromium")
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_demo(tmp_path_factory.mktemp("runs") / "demo")
-    write_report(run)
-    return run
-
-
-@pytest.fixture
-def copy(demo: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(demo, tmp_path / "demo"))
-
-
-def page(run: Path) -> str:
-    return write_report(run).read_text(encoding="utf-8")
-
-
-class Text(HTMLParser):
-    """What a reader sees, and which elements and attributes there are."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.words: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.hidden = 0
-        self.feed(source)
-        self.text = " ".join(" ".join(self.words).replace("\u202f", " ").split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self.hidden += tag in ("style", "script")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.hidden -= tag in ("style", "script")
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.words.append(data)
-
-
-def figures(run: Path, name: str) -> dict[str, Any]:
-    return dict(json.loads((run / "evaluation" / f"{name}.json").read_text()))
 
 
 def test_figures_are_those_of_the_files(demo: Path) -> None:
@@ -122,116 +70,6 @@ def test_the_least_there_can_be(tmp_path: Path) -> None:
     assert "SFT took the held-out loss from 2.79 to 1.23 nats per token." in text
     assert "Not part of this run, and so not on this page: the reward model, PPO, DPO and the evaluation." in text
     assert "Win rates" not in text
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "label", "reward", "judge", "ppo", "dpo", "evaluation"])
-def test_any_stage_may_be_missing(copy: Path, stage: str) -> None:
-    shutil.rmtree(copy / stage)
-    assert Text(page(copy)).text
-
-
-def test_any_key_may_be_missing(copy: Path) -> None:
-    for path in (copy / "evaluation" / "ppo.json", copy / "reward" / "evaluation.json"):
-        full = json.loads(path.read_text())
-        for key in full:
-            write_json(path, {name: value for name, value in full.items() if name != key})
-            read_run(copy)
-        write_json(path, {})
-    for stage in ("sft", "reward", "ppo", "dpo"):
-        axis = "iteration" if stage == "ppo" else "step"
-        write_lines(copy / stage / "metrics.jsonl", [{axis: 1}, {axis: 2}])
-    for path in copy.glob("*/manifest.json"):
-        write_json(path, {})
-    (copy / "summary.json").unlink()
-    assert "no win rate was written" in Text(page(copy)).text
-
-
-# What belongs together
-
-
-def changed(run: Path, stage: str, **values: object) -> None:
-    path = run / stage / "manifest.json"
-    write_json(path, json.loads(path.read_text()) | values)
-
-
-def shown(run: Path) -> set[str]:
-    return {
-        attributes["id"] or ""
-        for tag, attributes in Text(page(run)).elements
-        if tag == "section" and attributes.get("id")
-    }
-
-
-def test_a_stage_of_another_recipe_is_not_shown(copy: Path) -> None:
-    """algorithms = ["ppo"] after a run with both: dpo/ is still there, and so may be its comparison."""
-    fell = "Both log-probabilities fell against the reference"
-    assert fell in Text(page(copy)).text
-    path = copy / "summary.json"
-    summary = json.loads(path.read_text())
-    del summary["stages"]["dpo"], summary["evaluation"]["dpo"]
-    write_json(path, summary)
-    inputs = json.loads((copy / "evaluation" / "manifest.json").read_text())["inputs"]
-    changed(copy, "evaluation", inputs={name: key for name, key in inputs.items() if name != "dpo"})
-    text = Text(page(copy)).text
-    assert "Not shown: DPO. The last complete run did not have this stage." in text
-    assert "dpo" not in shown(copy)
-    assert fell not in text
-    assert "DPO’s answers" not in text
-    assert "PPO’s answers are preferred" in text
-    assert "7 min 22 s in all" in text
-
-    changed(copy, "dpo", inputs={"sft": "another"})  # running this recipe to the end does not make it anew either
-    text = Text(page(copy)).text
-    assert "Not shown: DPO. The last complete run did not have this stage." in text
-    assert "earlier version" not in text
-    assert "7 min 22 s in all" in text
-
-
-def test_stages_made_from_an_earlier_version_are_not_shown(copy: Path) -> None:
-    everything = shown(copy)
-    changed(copy, "reward", key="anew")
-    text = Text(page(copy)).text
-    assert (
-        "Not shown: PPO and the evaluation. They were made from an earlier version of the reward model; run the "
-        "recipe to the end to make them anew." in text
-    )
-    assert everything - shown(copy) == {"win-rates", "over-optimisation-ppo", "ppo", "samples"}
-    assert "No policy has been judged" in text
-    assert "Not part of this run" not in text
-    assert "Faithfulness fell" not in text  # the evaluation's alarm
-    assert "7 min 22 s in all" not in text  # the summary's totals are those of the run before
-    assert "2.3 GB at most" not in text
-
-    changed(copy, "sft", key="anew too")
-    text = Text(page(copy)).text
-    assert "the judgements, the reward model, the judge, PPO, DPO and the evaluation. They were made from an" in text
-    assert "an earlier version of SFT; run" in text
-    assert shown(copy) == {"sft", "pretrain", "provenance"}
-
-
-def test_the_last_link_of_a_chain_may_be_the_stale_one(copy: Path) -> None:
-    """The judgements were made anew; what was made from those before them is stale, however far down."""
-    changed(copy, "label", key="anew")
-    run = read_run(copy)
-    assert [(one.stage, one.changed) for one in run.left_out] == [
-        (stage, ("label",)) for stage in ("reward", "judge", "ppo", "dpo", "evaluation")
-    ]
-    assert "ppo" not in run.stages
-
-
-def test_a_stage_that_is_gone_takes_those_made_from_it_along(copy: Path) -> None:
-    shutil.rmtree(copy / "dpo")
-    text = Text(page(copy)).text
-    assert "Not shown: the evaluation. It was made from DPO, no longer in this folder; run the recipe" in text
-    assert {"ppo", "reward"} <= shown(copy)
-
-
-def test_without_a_summary_the_manifests_decide(copy: Path) -> None:
-    (copy / "summary.json").unlink()
-    assert {"ppo", "dpo", "win-rates"} <= shown(copy)
-    assert not read_run(copy).left_out
-    changed(copy, "dpo", inputs={"sft": "another"})
-    assert [one.stage for one in read_run(copy).left_out] == ["dpo", "evaluation"]
 
 
 # PPO's figures
@@ -315,125 +153,7 @@ def test_intervals_of_a_reward_model_are_as_wide_as_its_pairs_are_worth(copy: Pa
         )
 
 
-def test_hostile_text_is_only_ever_text(demo: Path) -> None:
-    source = page(demo)
-    parsed = Text(source)
-    assert [tag for tag, _ in parsed.elements].count("script") == 1
-    assert "img" not in {tag for tag, _ in parsed.elements}
-    for _, attributes in parsed.elements:
-        assert not [name for name in attributes if name.startswith("on") or name == "style"]
-    for text in HOSTILE[:3]:
-        assert text not in source
-        assert " ".join(text.split()) in parsed.text
-    for character in "\u202e\u202c\u200b\u0007":
-        assert character not in source
-    for spelled in ("U+202E", "U+202C", "U+200B", "U+0007", "U+D800"):
-        assert f">{spelled}</span>" in source
-    assert "Show the other 8800 characters" in parsed.text
-
-
-def test_hostile_text_in_every_other_field(copy: Path) -> None:
-    evil = "</script></style><img src=x onerror=alert(1)>"
-    values = figures(copy, "ppo")
-    values |= {"name": evil, "against": evil, "judge": evil, "alarms": [evil]}
-    values["parts"] = {evil: {"before": 0.1, "after": 0.2}}
-    write_json(copy / "evaluation" / "ppo.json", values)
-    write_json(copy / "summary.json", {"name": evil})
-    write_json(copy / "sft" / "manifest.json", {"key": evil, "versions": {evil: evil}, "finished": evil})
-    (copy / "recipe.toml").write_text(f"name = '{evil}'\n", encoding="utf-8")
-    source = page(copy)
-    assert "<img" not in source
-    assert source.count("</script>") == 1
-    assert source.count("</style>") == 1
-
-
-def test_nothing_is_loaded_and_the_policy_fits(demo: Path) -> None:
-    source = page(demo)
-    for tag, attributes in Text(source).elements:
-        for name in ("src", "href", "srcset", "xlink:href", "action", "data"):
-            value = attributes.get(name)
-            assert value is None or value.startswith("#") or (tag, value) == ("link", "data:,")
-    assert "@import" not in source
-    assert "url(" not in source
-    content = re.search(r'Content-Security-Policy" content="([^"]*)"', source)
-    assert content
-    policy = html.unescape(content[1])
-    assert policy.startswith("default-src 'none';")
-    assert "unsafe" not in policy
-    for tag in ("style", "script"):
-        inside = re.search(rf"<{tag}>(.*?)</{tag}>", source, re.S)
-        assert inside
-        digest = base64.b64encode(hashlib.sha256(inside[1].encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
-
-
-def test_same_files_same_bytes_and_no_leftovers(copy: Path) -> None:
-    before = sorted(path.name for path in copy.iterdir())
-    first = write_report(copy).read_bytes()
-    assert write_report(copy).read_bytes() == first
-    assert sorted(path.name for path in copy.iterdir()) == before
-    assert len(first) < 600_000
-
-
-def broken_line(run: Path) -> None:
-    path = run / "ppo" / "metrics.jsonl"
-    lines = path.read_text().splitlines()
-    lines[16] = lines[16][:40]
-    path.write_text("\n".join(lines) + "\n")
-
-
-def wrong_type(run: Path) -> None:
-    write_lines(run / "sft" / "metrics.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": "low"}])
-
-
-def no_axis(run: Path) -> None:
-    write_lines(run / "sft" / "metrics.jsonl", [{"step": 1, "loss": 2.0}, {"loss": 2.0}])
-
-
-def bad_verdict(run: Path) -> None:
-    path = run / "evaluation" / "dpo.samples.jsonl"
-    path.write_text(path.read_text().replace('"verdict": "win"', '"verdict": "won"', 1))
-
-
-def half_an_interval(run: Path) -> None:
-    write_json(run / "evaluation" / "ppo.json", figures(run, "ppo") | {"win_rate": {"value": 0.5}})
-
-
-def no_utf8(run: Path) -> None:
-    (run / "recipe.toml").write_bytes(b'name = "a"\nother = "\xff"\n')
-
-
-def no_toml(run: Path) -> None:
-    (run / "recipe.toml").write_text('name = "a"\nother =\n', encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (broken_line, r"ppo/metrics\.jsonl, line 17: not valid JSON .*Delete the folder .*ppo and run"),
-        (wrong_type, r'sft/metrics\.jsonl, line 2: `loss` should be a number, but it is "low"\. Delete'),
-        (no_axis, r"sft/metrics\.jsonl, line 2: `step` should be a number .* but it is null"),
-        (bad_verdict, r"dpo\.samples\.jsonl, line \d+: `verdict` should be `win`, `tie` or `loss`.*\"won\""),
-        (half_an_interval, r"ppo\.json: `win_rate` should be an interval"),
-        (no_utf8, r"recipe\.toml, line 2: this is not UTF-8"),
-        (no_toml, r"recipe\.toml: not valid TOML \(.*line 2"),
-    ],
-)
-def test_a_broken_file_is_named(copy: Path, spoil: Callable[[Path], None], expected: str) -> None:
-    old = (copy / "report.html").read_bytes()
-    spoil(copy)
-    with pytest.raises(ValueError, match=expected):
-        write_report(copy)
-    assert (copy / "report.html").read_bytes() == old
-
-
-def test_what_is_no_run_folder(demo: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no such folder"):
-        write_report(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"neither recipe\.toml nor summary\.json"):
-        write_report(tmp_path)
-    with pytest.raises(ValueError, match=r"It holds runs: give one of them, such as .*demo"):
-        write_report(demo.parent)
+# Odd values
 
 
 def test_values_that_are_no_numbers_are_told(copy: Path) -> None:
@@ -467,60 +187,3 @@ def test_odd_numbers_break_nothing(copy: Path, odd: float | None) -> None:
 
 def test_at_most_sixty_samples(demo: Path) -> None:
     assert 40 < page(demo).count("data-verdict=") <= 60
-
-
-def test_an_interval_is_read(demo: Path) -> None:
-    quality = read_run(demo).stages["reward"].quality
-    assert quality
-    assert quality.accuracy == Interval(0.813, 0.7818, 0.8442, 600)
-
-
-# In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is missing: install the Debian package chromium to test the page in a browser")
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["background-networking", "component-update", "sync"]
-    flags = ["--no-sandbox", "--disable-gpu", *(f"--disable-{name}" for name in quiet)]
-    with sync_playwright() as engine:
-        chromium = engine.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-        yield chromium
-        chromium.close()
-
-
-@pytest.mark.parametrize("width", [390, 1240])
-def test_in_a_browser(browser: Any, demo: Path, width: int) -> None:
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
-    requests: list[str] = []
-    complaints: list[str] = []
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.on("console", lambda message: complaints.append(message.text))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("dialog", lambda dialog: complaints.append(dialog.message))
-    target = write_report(demo)
-    tab.goto(target.as_uri())
-
-    assert tab.evaluate("document.documentElement.scrollWidth") == width
-    light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-    tab.click("#theme")
-    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
-
-    chart = tab.locator("#over-optimisation-ppo svg[tabindex]").last
-    chart.scroll_into_view_if_needed()
-    chart.hover()
-    assert "true reward" in tab.inner_text("#readout")
-    assert re.search(r"iteration \d+", tab.inner_text("#readout"))
-
-    tab.click("[data-filter=loss]")
-    shown = tab.locator(".card:not([hidden])")
-    assert shown.count() == tab.locator('.card[data-verdict="loss"]').count() > 0
-    assert f"{shown.count()}" in tab.inner_text("[data-filter=loss]")
-    tab.click("#unfold")
-    assert tab.evaluate("document.documentElement.scrollWidth") == width
-    assert complaints == []
-    assert requests == [target.as_uri()]
-    tab.close()

@@ -1,19 +1,16 @@
-"""The embedded world: curt, rude and rambling messages at work, and the many ways to rewrite them.
+"""The embedded world: curt, rude and rambling messages at work.
 
-A message is a *request* (one of 14 intents, with its facts) in one of three *registers*. A good rewrite keeps
-the request and every fact, is polite, and is brief. Everything here is made from the tables below, so that
-the demo needs no download, the number of messages is known, and the true preference (``preference.py``) can
-be computed instead of asked for.
+A message is a *request* (one of 14 intents, with its facts) in one of three *registers*; how it may be rewritten is
+in ``rewrites.py``. Everything is made from tables, so that the demo needs no download, the number of messages is
+known, and the true preference (``preference.py``) can be computed instead of asked for.
 
-Three properties the tests hold this file to:
+Two properties the tests hold this file to:
 
 * Texts can be read back: :func:`read` recovers intent and facts from any message, so nothing needs to be
   carried along in a prompt's metadata.
 * The held-out messages put names *and* items into sentence forms in which they never stand in training, while
   each single word and each form does occur there (:func:`heldout_values`). Whoever does well on them has
   learnt to rewrite, not remembered.
-* The demonstrations are of mixed quality on purpose (:data:`HABITS`): a model that imitates them shows each
-  virtue often and all of them together seldom, which leaves the room that learning from preferences fills.
 """
 
 from __future__ import annotations
@@ -190,37 +187,6 @@ REGISTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
-# --- The rewrites ----------------------------------------------------------------------------------
-# A rewrite is [greeting] [padding] [asking around the request] [padding] [closing].
-
-GREETINGS: tuple[str, ...] = ("Hi {name},", "Hello {name},", "Dear {name},")
-ASKS: tuple[str, ...] = ("could you please {request}?", "can you please {request}?", "please {request}.")
-CLOSINGS: tuple[str, ...] = ("Thanks!", "Thank you!", "Many thanks!")
-PADDING_BEFORE: tuple[str, ...] = (
-    "I hope you are doing well and had a lovely weekend.",
-    "I know how busy you are with everything these days.",
-    "I hope this note finds you and your family well.",
-)
-PADDING_AFTER: tuple[str, ...] = (
-    "It would really help me and the whole team a lot.",
-    "I would be very happy about that, as you know.",
-    "Sorry for all the trouble and have a lovely day.",
-)
-INSULTS: tuple[str, ...] = ("you lazy idiot,", "you fool,", "you clown,")
-
-HABITS: dict[str, float] = {
-    "good": 0.15,  # polite, brief, faithful
-    "padded": 0.31,  # polite and faithful, in far too many words
-    "curt": 0.29,  # brief and faithful, with half a courtesy at best
-    "rude": 0.08,  # brief and faithful, an insult kept
-    "dropped": 0.10,  # a fact forgotten
-    "changed": 0.07,  # a fact mistaken
-}
-"""How often a demonstration is written in which habit."""
-
-SAYINGS = 4
-"""How often a document to pretrain on says the same thing."""
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -247,8 +213,7 @@ def heldout_values(form: str, slot: str) -> frozenset[str]:
     A quarter of the names and at least one item. The values stand in a hashed order and each form takes the next
     ones around the circle, so that a value held out from one form is in training with another.
     """
-    items = INTENT_OF[form].items
-    values = NAMES if slot == "name" else ITEMS[items]
+    items, values = INTENT_OF[form].items, _all_values(form, slot)
     peers = [other for other, intent in INTENT_OF.items() if slot == "name" or intent.items == items]
     order = sorted(values, key=lambda value: content_id("heldout", slot, value))
     size = max(1, len(values) // 4)
@@ -260,8 +225,11 @@ def heldout_values(form: str, slot: str) -> frozenset[str]:
 def slot_values(form: str, slot: str, split: Split) -> tuple[str, ...]:
     """The names or items that go with this form in this split."""
     held = heldout_values(form, slot)
-    values = NAMES if slot == "name" else ITEMS[INTENT_OF[form].items]
-    return tuple(value for value in values if (value in held) == (split == "heldout"))
+    return tuple(value for value in _all_values(form, slot) if (value in held) == (split == "heldout"))
+
+
+def _all_values(form: str, slot: str) -> tuple[str, ...]:
+    return NAMES if slot == "name" else ITEMS[INTENT_OF[form].items]
 
 
 def count_prompts(split: Split) -> int:
@@ -359,99 +327,3 @@ def read(text: str) -> Facts:
     if intents[0].amount != (amount is not None):
         raise ValueError(f"a message that asks to {intents[0].name} has the wrong facts: {text!r}")
     return Facts(intents[0], values["name"][0], values["item"][0], values["time"][0], amount)
-
-
-# --- Writing rewrites ------------------------------------------------------------------------------
-
-
-def rewrite(*parts: str) -> str:
-    """The parts that are there, each sentence with its capital."""
-    text = " ".join(part for part in parts if part)
-    return re.sub(r"(^|[.!?] )([a-z])", lambda m: m[1] + m[2].upper(), text)
-
-
-def write_demonstration(prompt: Prompt, rng: random.Random) -> str:
-    """A rewrite of mixed quality, in a habit drawn with the odds of :data:`HABITS`."""
-    habit = rng.choices(tuple(HABITS), weights=tuple(HABITS.values()))[0]
-    return demonstrate(read(prompt.text), habit, rng)
-
-
-def demonstrate(facts: Facts, habit: str, rng: random.Random) -> str:
-    """A rewrite in one habit. Mistakes with facts happen in polite and in curt, brief and padded rewrites."""
-    request = rng.choice(facts.intent.requests)
-    if habit == "changed":
-        facts = _change_a_fact(facts, rng)
-    name, asked = facts.name, fill(request, facts)
-    if habit == "dropped":
-        slot = rng.choice(("name", "item", "time"))
-        name, asked = "" if slot == "name" else name, fill(without(request, slot), facts)
-    style = rng.choice(("good", "padded", "curt")) if habit in ("dropped", "changed") else habit
-    if style == "rude":
-        return rewrite(f"{name},", rng.choice(INSULTS), f"{asked}.")
-    if style == "curt":
-        return _curt(name, asked, rng)
-    greeting = rng.choice(GREETINGS).format(name=name) if name else "Hello,"
-    ask = rng.choice(ASKS).format(request=asked)
-    before, after = "", ""
-    if style == "padded":
-        where = rng.choices(("before", "after", "both"), weights=(2, 2, 1))[0]
-        before = rng.choice(PADDING_BEFORE) if where != "after" else ""
-        after = rng.choice(PADDING_AFTER) if where != "before" else ""
-    return rewrite(greeting, before, ask, after, rng.choice(CLOSINGS))
-
-
-def _curt(name: str, asked: str, rng: random.Random) -> str:
-    """At most one of greeting, please and thanks."""
-    courtesy = rng.choice(("none", "greeting", "please", "thanks"))
-    start = f"{name}," if name else ""
-    if courtesy == "greeting" and name:
-        start = rng.choice(GREETINGS).format(name=name)
-    ask = f"please {asked}." if courtesy == "please" else f"{asked}."
-    return rewrite(start, ask, rng.choice(CLOSINGS) if courtesy == "thanks" else "")
-
-
-def _change_a_fact(facts: Facts, rng: random.Random) -> Facts:
-    values = {"name": NAMES, "item": ITEMS[facts.intent.items], "time": TIMES}
-    if facts.amount:
-        values["amount"] = AMOUNTS
-    slot = rng.choice(tuple(values))
-    old = getattr(facts, slot)
-    new = rng.choice([value for value in values[slot] if value != old])
-    return Facts(**{**vars(facts), slot: new})
-
-
-def without(request: str, slot: str) -> str:
-    """The request's template with the time or the item left out."""
-    if slot == "time":
-        return re.sub(r"( to)? \{(by|at|to)\}", "", request)
-    if slot == "item" and "{n} {item}" in request:
-        return request.replace(" {item}", "")
-    return re.sub(r"the \{item\}( room)?", "it", request) if slot == "item" else request
-
-
-def pretraining_text(n: int, seed: int) -> list[str]:
-    """``n`` plain documents from the training messages: words and copying, before any conversation.
-
-    Each is a thread in which one request is said :data:`SAYINGS` times, now as a message, now as a rewrite. Said
-    once, names and numbers are noise to a model; said again, they can only be learnt by looking back, which is
-    what a rewriter has to do.
-    """
-    rng = random.Random(f"prefloop text {seed}")
-    documents = []
-    for _ in range(n):
-        facts = read(sample_message(rng, "train"))
-        documents.append("\n".join(_say(facts, rng) for _ in range(SAYINGS)))
-    return documents
-
-
-def _say(facts: Facts, rng: random.Random) -> str:
-    """One request in any wording of the training split, all facts kept."""
-    forms = [form for form in facts.intent.forms if _in_training(facts, form)]
-    if rng.random() < 0.5:
-        before, after = REGISTERS[rng.choice(tuple(REGISTERS))]
-        return message(facts, rng.choice(forms), rng.choice(before), rng.choice(after))
-    return demonstrate(facts, rng.choice(("good", "padded", "curt")), rng)
-
-
-def _in_training(facts: Facts, form: str) -> bool:
-    return all(getattr(facts, slot) in slot_values(form, slot, "train") for slot in ("name", "item"))

@@ -10,7 +10,7 @@ in [0, 1], and each is multiplied by *sense*, which is near 0 for an empty answe
 * Politeness: 0.4 for a neutral tone, and 0.2 each for greeting the person by name, asking rather than
   ordering, and thanking; saying it again costs, and each rude word leaves a quarter of the whole.
 * Brevity: 1 up to 15 words, which is enough for every message, then falling in a line to 0 at 30.
-* Sense: the share of neighbouring words that some rewrite of the grammar could have put next to each other
+* Sense: the share of neighbouring words that some rewrite could have put next to each other
   (names, items, times and amounts counting as one word each), and how much of the text is new, not repeated.
 
 The function knows nothing of how an answer came about, takes any two texts and never raises.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
-from prefloop.demo import grammar
+from prefloop.demo import grammar, rewrites
 from prefloop.demo.grammar import FACT_WORDS, INTENTS, RUDE_WORDS, Facts, Intent
 from prefloop.feedback.records import Prompt
 
@@ -154,16 +154,16 @@ def _sample_of_every_wording() -> list[str]:
 
     Forgetful and rude ones are among them: their fault is counted elsewhere, and once is enough.
     """
-    greetings = [greeting.format(name="Dana") for greeting in (*grammar.GREETINGS, "{name},", "Hello,", "")]
-    greetings += [f"Dana, {insult}" for insult in grammar.INSULTS]
-    before, after = ("", *grammar.PADDING_BEFORE), ("", *grammar.PADDING_AFTER)
-    asks, closings = (*grammar.ASKS, *_OTHER_ASKS, "{request}."), ("", *grammar.CLOSINGS)
+    greetings = [greeting.format(name="Dana") for greeting in (*rewrites.GREETINGS, "{name},", "Hello,", "")]
+    greetings += [f"Dana, {insult}" for insult in rewrites.INSULTS]
+    before, after = ("", *rewrites.PADDING_BEFORE), ("", *rewrites.PADDING_AFTER)
+    asks, closings = (*rewrites.ASKS, *_OTHER_ASKS, "{request}."), ("", *rewrites.CLOSINGS)
     texts = []
     for request in _requests():
         for greeting, pad, ask in product(greetings, before, asks):
-            texts.append(grammar.rewrite(greeting, pad, ask.format(request=request)))
+            texts.append(rewrites.rewrite(greeting, pad, ask.format(request=request)))
         for ask, pad, closing in product(asks, after, closings):
-            texts.append(grammar.rewrite("Hi Dana,", ask.format(request=request), pad, closing))
+            texts.append(rewrites.rewrite("Hi Dana,", ask.format(request=request), pad, closing))
     return texts
 
 
@@ -172,7 +172,7 @@ def _requests() -> Iterator[str]:
     for intent, time in product(INTENTS, ("Monday", "noon", "today")):
         facts = Facts(intent, "Dana", grammar.ITEMS[intent.items][0], time, "3" if intent.amount else None)
         for request, left_out in product(intent.requests, ("nothing", "item", "time")):
-            yield grammar.fill(grammar.without(request, left_out), facts)
+            yield grammar.fill(rewrites.without(request, left_out), facts)
 
 
 # --- For tests -------------------------------------------------------------------------------------
@@ -182,4 +182,4 @@ def ideal_rewrite(prompt: Prompt) -> str:
     """The best that the grammar can write. For tests: training must never see it."""
     facts = grammar.read(prompt.text)
     asked = grammar.fill(facts.intent.requests[0], facts)
-    return grammar.rewrite(f"Hi {facts.name},", f"could you please {asked}?", "Thanks!")
+    return rewrites.rewrite(f"Hi {facts.name},", f"could you please {asked}?", "Thanks!")

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefloop.demo import grammar, preference
+from prefloop.demo import grammar, preference, rewrites
 from prefloop.feedback.records import Prompt, Split
 
 
@@ -41,8 +41,8 @@ WORLDS = {
     "rewriter": World(
         name="rewriter",
         prompts=grammar.sample_prompts,
-        demonstrate=grammar.write_demonstration,
-        text=grammar.pretraining_text,
+        demonstrate=rewrites.write_demonstration,
+        text=rewrites.pretraining_text,
         judge=_judge,
     )
 }

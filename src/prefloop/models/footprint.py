@@ -7,6 +7,7 @@ does not fit this machine can be counted on it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from prefloop.models.quickest import shape_of
 
 SHARE = 0.25
 """Of the memory, for what a pass keeps. The rest is for weights, gradients, Adam's state and other models."""
+AMPLE = 2**28
+"""Bytes that a pass keeps on a processor at most: passes that kept more were hardly quicker."""
 LEAST, MOST = 512, 4096
 """Tokens of a pass. Twice as many were no quicker, and kept twice as much."""
 LENGTH = 64
@@ -124,21 +127,26 @@ _found: ContextVar[set[int] | None] = ContextVar("found", default=None)
 
 
 def token_budget(model: Any) -> int:
-    """Tokens of a micro-batch: as many as keep a quarter of the memory at most, of few numbers.
+    """Tokens of a micro-batch: as many as keep what there is room for, of few numbers.
 
     Measured once a process for each shape of model and precision.
     """
     shape = (*shape_of(model), computed_in())
     if shape not in _budgets:
-        _budgets[shape] = budget_in(memory_of(model.device), kept(model))
+        _budgets[shape] = budget_in(room_on(model.device, memory_of(model.device)), kept(model))
     if (noted := _found.get()) is not None:
         noted.add(_budgets[shape])
     return _budgets[shape]
 
 
-def budget_in(memory: float, kept: Kept) -> int:
-    """The largest power of two from `LEAST` to `MOST` that keeps `SHARE` of the memory (bytes) at most."""
-    fitting = max(1, int(SHARE * memory / max(1.0, kept.per_token)))
+def room_on(device: torch.device, memory: float) -> float:
+    """Bytes that a pass may keep, of so much memory in all."""
+    return min(SHARE * memory, AMPLE) if device.type == "cpu" else SHARE * memory
+
+
+def budget_in(room: float, kept: Kept) -> int:
+    """The largest power of two from `LEAST` to `MOST` that keeps ``room`` bytes at most."""
+    fitting = max(1, int(room / max(1.0, kept.per_token)))
     return min(MOST, max(LEAST, 2 ** (fitting.bit_length() - 1)))
 
 
@@ -147,6 +155,16 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def hand_back() -> None:
+    """Give memory that is free back to the system.
+
+    glibc keeps it in pieces, and a phase of training rarely fits into what the one before it has left.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim:
+        trim(0)
 
 
 @contextmanager

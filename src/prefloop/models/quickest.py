@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -22,6 +23,8 @@ WORTH_IT = 1.25
 """bfloat16 is chosen where it is this many times as quick, so that noise does not choose otherwise the next time."""
 TOKENS = 512
 """Of the pass that is measured."""
+CLEAR = 1.4
+"""So far from `WORTH_IT` one repeat is enough."""
 REPEATS = 6
 PATIENCE = 3.0
 """Seconds after which fewer repeats are enough."""
@@ -108,18 +111,20 @@ def _ratio(work: Callable[[torch.dtype], object]) -> float:
 
     Seconds of one thread's own work: what else the machine does at the time must not choose.
     """
-    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     threads, begun = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(1)
     try:
         for repeat in range(1 + REPEATS):
-            for dtype, measured in seconds.items():
+            for dtype in best:
                 started = time.process_time()
                 work(dtype)
                 if repeat:
-                    measured.append(time.process_time() - started)
-            if repeat and time.perf_counter() - begun > PATIENCE:
+                    best[dtype] = min(best[dtype], time.process_time() - started)
+            ratio = best[torch.float32] / best[torch.bfloat16]
+            clear = not WORTH_IT / CLEAR < ratio < WORTH_IT * CLEAR
+            if repeat and (clear or time.perf_counter() - begun > PATIENCE):
                 break
     finally:
         torch.set_num_threads(threads)
-    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+    return ratio

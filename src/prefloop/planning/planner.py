@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prefloop.config import Precision
-from prefloop.models.footprint import memory_of
+from prefloop.models.footprint import memory_of, room_on
 from prefloop.models.loading import default_device
 from prefloop.models.precision import computing_in
 from prefloop.models.quickest import quickest
@@ -127,13 +127,14 @@ def _outside(recipe: Recipe) -> Precision:
 
 
 def _machine(asked: Asked, card: Card | None, base: float, precision: Precision) -> Machine:
+    device = torch.device("cuda" if card else default_device())
     if card:
         memory, name, base = card.gib * GIB, asked.gpu.upper(), CUDA_BASE
     else:
-        device = torch.device(default_device())
         memory, name = float(memory_of(device)), "this machine"
         base = base + CODES * (precision == "bfloat16") if device.type == "cpu" else CUDA_BASE
-    return Machine(name, memory if asked.memory is None else asked.memory * GIB, base, asked.gpus)
+    memory = memory if asked.memory is None else asked.memory * GIB
+    return Machine(name, memory, base, room_on(device, memory), asked.gpus)
 
 
 def _here(recipe: Recipe, subject: Subject, config: Any, amounts: Amounts) -> tuple[Precision, Rates, Rates]:

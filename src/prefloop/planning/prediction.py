@@ -33,6 +33,8 @@ class Machine:
     """Bytes of each device."""
     base: float
     """Bytes that the program takes before there is a model."""
+    room: float
+    """Bytes that a pass may keep for its backward pass."""
     count: int = 1
 
 
@@ -51,7 +53,7 @@ class Stage:
 
 def predict(work: Work, subject: Subject, machine: Machine, rates: Rates, rendering: float) -> Stage:
     """What a stage takes; ``rendering``: seconds to tokenise a sequence."""
-    budget = work.budget or (budget_in(machine.memory, subject.kept) if work.steps else SCORED)
+    budget = work.budget or (budget_in(machine.room, subject.kept) if work.steps else SCORED)
     trained, read = (round(max(min(budget, most), work.longest)) for most in (work.step_tokens, work.read))
     seconds = None
     if work.stage != "label":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prefloop.config import DPOConfig, OnlineDPOConfig
 from prefloop.feedback.records import Prompt
+from prefloop.models.footprint import hand_back
 from prefloop.models.forward import score_responses
 from prefloop.models.quickest import in_one_precision
 from prefloop.policy import Policy
@@ -78,6 +79,7 @@ def train_online_dpo(
             seed=derive(seed, "online_dpo", iteration),
             answers=config.answers,
         )
+        hand_back()
         clock.append(time.perf_counter())
         # 3 judge them
         votes, figures = judge(asked, rollout, config.answers)
@@ -91,6 +93,7 @@ def train_online_dpo(
         for minibatch in shuffled_batches(groups, size, count, derive(seed, "update", iteration)):
             micro = group_micro_batches(minibatch, config.micro_batch_tokens, model)
             steps.append(optimiser.step(micro, loss, sum(group.votes for group in minibatch)))
+        hand_back()
         clock.append(time.perf_counter())
 
         line = {

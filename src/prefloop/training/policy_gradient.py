@@ -49,6 +49,7 @@ from prefloop.config import (
     RLOOConfig,
 )
 from prefloop.feedback.records import Prompt
+from prefloop.models.footprint import hand_back
 from prefloop.models.forward import (
     TokenBatch,
     arrange,
@@ -145,6 +146,7 @@ def train_policy_gradient(
             answers=answers,
             value_head=critic.head if critic else None,
         )
+        hand_back()
         clock.append(time.perf_counter())
         # 3 score them
         scores, figures = total_scores(reward, asked, rollout)
@@ -160,6 +162,7 @@ def train_policy_gradient(
         clock.append(time.perf_counter())
         # 6 clipped update
         update = _update(policy, critic, experience, optimiser, config, kl_coef, derive(seed, "update", iteration))
+        hand_back()
         clock.append(time.perf_counter())
 
         line = {

@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.feedback.formats.files import lines
 
 from prefloop.feedback.formats import ImportReport, apart, export_file, import_file, read_file, write_sheet
 from prefloop.feedback.formats.reading import refuse
@@ -35,17 +35,6 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(apart, "_LARGE", 0)
     monkeypatch.setattr(apart.subprocess, "Popen", Popen)
     return started
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "feedback.db") as store:
-        yield store
-
-
-def lines(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def sent(path: Path, report: ImportReport) -> list[AnyRecord]:

@@ -13,6 +13,7 @@ import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.feedback.formats.files import HH
 
 from prefloop.feedback.formats import ExportFormat, ExportReport, export_file, import_file
 from prefloop.feedback.records import (
@@ -26,7 +27,6 @@ from prefloop.feedback.records import (
 )
 from prefloop.feedback.store import AnyRecord, Counts, Store
 
-HH = Path(__file__).parents[3] / "../shared/data/hh-rlhf-harmless.jsonl"
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", "")
 
 # Random stores. The texts are those that a careless writer gets wrong.
@@ -92,17 +92,9 @@ def judgements(draw: st.DrawFn, number: int, answers: list[Completion]) -> Judge
     )
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without anything, to copy: making the tables takes longer than a test."""
-    path = tmp_path_factory.mktemp("empty") / "feedback.db"
-    Store.open(path).close()
-    return path
-
-
 @pytest.fixture
-def stored(empty: Path, tmp_path: Path) -> Iterator[Store]:
-    shutil.copy(empty, tmp_path / "stored.db")
+def stored(empty_sqlite: Path, tmp_path: Path) -> Iterator[Store]:
+    shutil.copy(empty_sqlite, tmp_path / "stored.db")
     with Store.open(tmp_path / "stored.db") as store:
         yield store
 
@@ -135,12 +127,12 @@ def pairs(store: Store, criterion: str = "overall") -> tuple[Counter[Said], int]
 
 
 def round_trip(
-    empty: Path, records: list[AnyRecord], format: ExportFormat, ending: str, **how: Any
+    empty_sqlite: Path, records: list[AnyRecord], format: ExportFormat, ending: str, **how: Any
 ) -> Iterator[tuple[Store, Store, ExportReport]]:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copy(empty, folder / "one.db")
-        shutil.copy(empty, folder / "other.db")
+        shutil.copy(empty_sqlite, folder / "one.db")
+        shutil.copy(empty_sqlite, folder / "other.db")
         with Store.open(folder / "one.db") as one, Store.open(folder / "other.db") as other:
             one.add(records)
             report = export_file(one, format, folder / f"out{ending}", **how)
@@ -185,8 +177,8 @@ quick = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCh
 @pytest.mark.parametrize("format", CARRIES)
 @quick
 @given(records=stores(), ending=st.sampled_from(ENDINGS))
-def test_comparisons_come_back(empty: Path, format: Any, records: list[AnyRecord], ending: str) -> None:
-    for one, other, report in round_trip(empty, records, format, ending):
+def test_comparisons_come_back(empty_sqlite: Path, format: Any, records: list[AnyRecord], ending: str) -> None:
+    for one, other, report in round_trip(empty_sqlite, records, format, ending):
         said, ties = pairs(one)
         carried = Counter({key: count for key, count in said.items() if CARRIES[format](key)})
         came, came_ties = pairs(other)
@@ -203,15 +195,15 @@ def test_comparisons_come_back(empty: Path, format: Any, records: list[AnyRecord
 
 @quick
 @given(records=stores())
-def test_a_criterion_is_exported_by_its_name(empty: Path, records: list[AnyRecord]) -> None:
-    for one, other, _ in round_trip(empty, records, "comparison", ".csv", criterion="harm"):
+def test_a_criterion_is_exported_by_its_name(empty_sqlite: Path, records: list[AnyRecord]) -> None:
+    for one, other, _ in round_trip(empty_sqlite, records, "comparison", ".csv", criterion="harm"):
         assert pairs(other, "harm") == (pairs(one, "harm")[0], 0)
         assert {judgement.criterion for judgement in other.judgements()} <= {"harm"}
 
 
 @quick
 @given(records=stores(), ending=st.sampled_from([".jsonl", ".json"]))
-def test_rankings_come_back_as_trees(empty: Path, records: list[AnyRecord], ending: str) -> None:
+def test_rankings_come_back_as_trees(empty_sqlite: Path, records: list[AnyRecord], ending: str) -> None:
     def rankings(store: Store) -> Counter[Said]:
         # An author without a name is the file.
         texts = {answer.id: (answer.text, answer.origin or f"file:out{ending}") for answer in store.completions()}
@@ -228,7 +220,7 @@ def test_rankings_come_back_as_trees(empty: Path, records: list[AnyRecord], endi
             and [role for role, _ in turns(asked[judgement.prompt_id])] in ALTERNATE
         )
 
-    for one, other, report in round_trip(empty, records, "oasst", ending):
+    for one, other, report in round_trip(empty_sqlite, records, "oasst", ending):
         assert rankings(other) == rankings(one)
         assert report.rows + report.left_out.total() == len(list(one.judgements()))
 
@@ -236,14 +228,14 @@ def test_rankings_come_back_as_trees(empty: Path, records: list[AnyRecord], endi
 @pytest.mark.parametrize("format", ["demonstration", "sharegpt-demonstration", "alpaca-demonstration"])
 @quick
 @given(records=stores(), ending=st.sampled_from(ENDINGS))
-def test_demonstrations_come_back(empty: Path, format: Any, records: list[AnyRecord], ending: str) -> None:
+def test_demonstrations_come_back(empty_sqlite: Path, format: Any, records: list[AnyRecord], ending: str) -> None:
     def shown(store: Store) -> list[Said]:
         asked = {prompt.id: prompt for prompt in store.prompts()}
         found = [(turns(asked[d.prompt_id]), d.text, asked[d.prompt_id].split) for d in store.demonstrations()]
         keep = alpaca_carries if format.startswith("alpaca") else everything
         return list(dict.fromkeys(said for said in found if said[1].strip() and keep(said)))
 
-    for one, other, report in round_trip(empty, records, format, ending):
+    for one, other, report in round_trip(empty_sqlite, records, format, ending):
         assert shown(other) == shown(one)
         assert report.rows + report.left_out.total() == len(list(one.demonstrations()))
 
@@ -252,9 +244,9 @@ def test_demonstrations_come_back(empty: Path, format: Any, records: list[AnyRec
 @quick
 @given(records=stores(), ending=st.sampled_from(ENDINGS))
 def test_labels_come_back_and_pairs_with_them(
-    empty: Path, format: Any, records: list[AnyRecord], ending: str
+    empty_sqlite: Path, format: Any, records: list[AnyRecord], ending: str
 ) -> None:
-    for one, other, report in round_trip(empty, records, format, ending):
+    for one, other, report in round_trip(empty_sqlite, records, format, ending):
         said, ties = pairs(one)
         keep = alpaca_carries if format.startswith("alpaca") else everything
         carried = Counter({(*key[:3], None, key[4]): 0 for key in said})
@@ -269,21 +261,21 @@ def test_labels_come_back_and_pairs_with_them(
 
 @quick
 @given(records=stores(), ending=st.sampled_from(ENDINGS))
-def test_prompts_come_back(empty: Path, records: list[AnyRecord], ending: str) -> None:
-    for one, other, report in round_trip(empty, records, "prompt", ending):
+def test_prompts_come_back(empty_sqlite: Path, records: list[AnyRecord], ending: str) -> None:
+    for one, other, report in round_trip(empty_sqlite, records, "prompt", ending):
         assert list(other.prompts()) == list(one.prompts())
         assert not report.left_out
 
 
 @quick
 @given(records=stores())
-def test_a_whole_store_comes_back(empty: Path, records: list[AnyRecord]) -> None:
+def test_a_whole_store_comes_back(empty_sqlite: Path, records: list[AnyRecord]) -> None:
     said = [record for record in records if isinstance(record, Judgement)]
     events: list[AnyRecord] = [
         said[i].model_copy(update={"id": f"later{i}", "supersedes": said[i].id, "retracted": i % 3 == 1})
         for i in range(0, len(said), 2)
     ]
-    for one, other, report in round_trip(empty, [*records, *events], "prefloop", ".jsonl"):
+    for one, other, report in round_trip(empty_sqlite, [*records, *events], "prefloop", ".jsonl"):
         for read in (
             lambda store: list(store.prompts()),
             lambda store: list(store.completions()),
@@ -374,11 +366,11 @@ def test_what_cannot_be_written_is_told(stored: Store, tmp_path: Path) -> None:
         export_file(stored, "chat", tmp_path / "out.csv")  # type: ignore[arg-type]
 
 
-def test_guidelines_go_with_the_judgements_that_name_them(stored: Store, empty: Path, tmp_path: Path) -> None:
+def test_guidelines_go_with_the_judgements_that_name_them(stored: Store, empty_sqlite: Path, tmp_path: Path) -> None:
     stored.add_guidelines("Be *kind*.", "mia")
     one_pair(stored, guidelines=1)
     export_file(stored, "prefloop", tmp_path / "all.jsonl")
-    shutil.copy(empty, tmp_path / "other.db")
+    shutil.copy(empty_sqlite, tmp_path / "other.db")
     with Store.open(tmp_path / "other.db") as other:
         import_file(other, tmp_path / "all.jsonl")
         assert other.guidelines() == stored.guidelines()
@@ -428,12 +420,12 @@ SPACE = st.text(" \n\t", max_size=3)
 
 @quick
 @given(spaces=st.lists(SPACE, min_size=9, max_size=9), lead=st.sampled_from(["", "\n\n", " \n"]))
-def test_odd_spacing_of_a_dialogue_is_kept(empty: Path, spaces: list[str], lead: str) -> None:
+def test_odd_spacing_of_a_dialogue_is_kept(empty_sqlite: Path, spaces: list[str], lead: str) -> None:
     a, b, c, d, e, f, g, h, i = spaces
     begin = f"{lead}Human:{a}Hi{b}\n\nAssistant:{c}Yes?{d}\n\nHuman:{e}So{f}"
     row = {"chosen": f"{begin}\n\nAssistant:{g}Good{h}", "rejected": f"{begin}\n\nAssistant:{i}Bad"}
     with TemporaryDirectory() as name:
-        shutil.copy(empty, Path(name) / "one.db")
+        shutil.copy(empty_sqlite, Path(name) / "one.db")
         (Path(name) / "in.jsonl").write_text(json.dumps(row), encoding="utf-8")
         with Store.open(Path(name) / "one.db") as store:
             import_file(store, Path(name) / "in.jsonl")

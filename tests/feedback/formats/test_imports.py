@@ -1,100 +1,15 @@
 """Importers: every row of a file becomes records or is named with the reason why not."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.feedback.formats.files import PAIR, dialogue, lines, one_pair, read, say, turns
 
-from prefloop.feedback.formats import Format, ImportReport, import_file, read_file, write_sheet
-from prefloop.feedback.records import BEST_ONLY, Completion, Demonstration, Judgement, Message, Prompt, content_id
-from prefloop.feedback.store import AnyRecord, Counts, Store
-
-HH = Path(__file__).parents[3] / "../shared/data/hh-rlhf-harmless.jsonl"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "feedback.db") as store:
-        yield store
-
-
-def lines(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def read(tmp_path: Path, *rows: Any, format: Format | None = None) -> list[AnyRecord]:
-    return list(read_file(lines(tmp_path / "rows.jsonl", *rows), format))
-
-
-def one_pair(records: list[AnyRecord]) -> tuple[Prompt, str, str]:
-    """The prompt, the better and the worse text of one comparison."""
-    prompt, one, other, judgement = records
-    assert isinstance(prompt, Prompt)
-    assert isinstance(one, Completion)
-    assert isinstance(other, Completion)
-    assert isinstance(judgement, Judgement)
-    assert sorted(judgement.shown) == sorted([one.id, other.id])
-    text = {one.id: one.text, other.id: other.text}
-    best, worst = sorted(judgement.shown, key=lambda id: judgement.ranks[judgement.shown.index(id)])
-    return prompt, text[best], text[worst]
-
-
-def turns(prompt: Prompt) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in prompt.messages]
-
-
-def say(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-# Dialogues
-
-
-def dialogue(*parts: str) -> str:
-    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {part}" for i, part in enumerate(parts))
-
-
-def test_dialogue(tmp_path: Path) -> None:
-    row = {"chosen": dialogue("Hi", "Yes?", "Why?", "So."), "rejected": dialogue("Hi", "Yes?", "Why?", "No.")}
-    prompt, better, worse = one_pair(read(tmp_path, row))
-    assert turns(prompt) == [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]
-    assert (better, worse) == ("So.", "No.")
-
-
-def test_dialogue_a_marker_that_the_speaker_wrote_stays_in_the_text(tmp_path: Path) -> None:
-    chosen = dialogue("Hi", "A poem:\n\nAssistant: Roses. Human: no")
-    prompt, better, worse = one_pair(read(tmp_path, {"chosen": chosen, "rejected": dialogue("Hi", "A poem:")}))
-    assert turns(prompt) == [("user", "Hi")]
-    assert (better, worse) == ("A poem:\n\nAssistant: Roses. Human: no", "A poem:")
-
-
-def test_dialogue_an_empty_answer_is_noted(tmp_path: Path) -> None:
-    path = lines(tmp_path / "x", {"chosen": "\n\nHuman: Hi\n\nAssistant: ", "rejected": dialogue("Hi", "Boo")})
-    report = ImportReport()
-    _, better, worse = one_pair(list(read_file(path, report=report)))
-    assert (better, worse) == ("", "Boo")
-    assert report.noted == {"an answer is empty": 1}
-
-
-WORDS = st.text("ab \n:é\u2028", min_size=1, max_size=6).map(str.strip).filter(bool)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(WORDS, min_size=1, max_size=5).filter(lambda t: len(t) % 2 == 1), WORDS, WORDS)
-def test_dialogue_round_trip(tmp_path_factory: Any, shared: list[str], better: str, worse: str) -> None:
-    if better == worse:
-        return
-    path = tmp_path_factory.mktemp("dialogue") / "rows.jsonl"
-    lines(path, {"chosen": dialogue(*shared, better), "rejected": dialogue(*shared, worse)})
-    prompt, *texts = one_pair(list(read_file(path)))
-    assert [message.content for message in prompt.messages] == shared
-    assert texts == [better, worse]
-
+from prefloop.feedback.formats import import_file, read_file
+from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt, content_id
+from prefloop.feedback.store import Counts, Store
 
 # Comparisons and demonstrations
 
@@ -163,7 +78,6 @@ def test_demonstration(tmp_path: Path, row: dict[str, Any]) -> None:
 
 # What is wrong with a row
 
-PAIR = {"prompt": "Q", "chosen": "A", "rejected": "B"}
 DIALOGUE = {"chosen": dialogue("Q", "A"), "rejected": dialogue("Q", "B")}
 
 
@@ -285,118 +199,6 @@ def test_the_better_answer_is_not_always_shown_first(tmp_path: Path, store: Stor
     assert again == {j.id: j.shown for j in store.judgements()}
 
 
-# Judging sheets
-
-
-@pytest.fixture
-def items(store: Store) -> list[tuple[Prompt, list[Completion]]]:
-    talk = Prompt(
-        messages=tuple(
-            Message.model_validate(say(r, c)) for r, c in [("user", "a"), ("assistant", "b"), ("user", "c")]
-        )
-    )
-    made = [
-        (
-            prompt,
-            [Completion(prompt_id=prompt.id, text=f"{i}\n\u2028{n}", origin="policy-7") for n in range(k)],
-        )
-        for i, (prompt, k) in enumerate([(Prompt.of("Q1"), 2), (Prompt.of("Q2"), 3), (talk, 2), (Prompt.of("Q4"), 4)])
-    ]
-    for prompt, answers in made:
-        store.add([prompt, *answers])
-    return made
-
-
-def fill(path: Path, choices: list[Any], annotator: str = "Ann") -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    for row, choice in zip(rows, choices, strict=True):
-        row |= {"choice": choice, "annotator": annotator}
-    lines(path, *rows)
-    return rows
-
-
-def test_sheet_round_trip(tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]) -> None:
-    path = tmp_path / "sheet.jsonl"
-    assert write_sheet(path, items, criterion="harm") == 4
-    assert "policy-7" not in path.read_text(encoding="utf-8"), "judges do not see what wrote an answer"
-    rows = fill(path, ["2", "3", "", "4 > 1=2 > 3"])
-    report = import_file(store, path)
-    assert (report.format, report.rows, report.skipped) == ("sheet", 4, {"not judged": [3]})
-    judged = list(store.judgements("harm"))
-    assert [j.ranks for j in judged] == [(2, 1), (2, 2, 1), (2, 2, 3, 1)]
-    assert [j.flags for j in judged] == [(), (BEST_ONLY,), ()]
-    assert [list(j.shown) for j in judged] == [[a["id"] for a in rows[i]["answers"]] for i in (0, 1, 3)]
-    assert {(j.source, j.annotator) for j in judged} == {("human", "Ann")}
-    assert import_file(store, path).added == Counts()
-
-
-def test_sheet_ties_and_numbers(tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]) -> None:
-    write_sheet(path := tmp_path / "sheet.jsonl", items)
-    fill(path, [1, " Tie", "tie", "1=2=3=4"])
-    import_file(store, path)
-    assert [j.ranks for j in store.judgements()] == [(1, 2), (1, 1, 1), (1, 1), (1, 1, 1, 1)]
-
-
-@pytest.mark.parametrize("choice", ["5", "0", "a", "1>2", "1>2>2>3", ">", "1>2>3>5"])
-def test_sheet_a_choice_that_is_none(
-    tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]], choice: str
-) -> None:
-    write_sheet(path := tmp_path / "sheet.jsonl", items)
-    fill(path, ["1", "", "", choice])
-    with pytest.raises(ValueError, match=rf"line 4: field 'choice' is not understood: '{choice}'; expected a number"):
-        import_file(store, path)
-
-
-def test_sheet_needs_a_name(tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]) -> None:
-    write_sheet(path := tmp_path / "sheet.jsonl", items[:1])
-    fill(path, ["1"], annotator=" ")
-    with pytest.raises(ValueError, match="line 1: field 'annotator' is empty"):
-        import_file(store, path)
-
-
-def test_a_slip_in_a_sheet_is_mended_by_importing_it_again(
-    tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]
-) -> None:
-    """As often as wanted, back to what was said first too; what did not change is not said again."""
-
-    def told(*choices: Any) -> tuple[int, int, list[tuple[int, ...]]]:
-        fill(path, list(choices))
-        report = import_file(store, path)
-        return report.added.judgements, report.corrected, [judgement.ranks for judgement in store.judgements()]
-
-    write_sheet(path := tmp_path / "sheet.jsonl", items[:2])
-    assert told("1", "2") == (2, 0, [(1, 2), (2, 1, 2)])
-    assert told("2", "2") == (1, 1, [(2, 1, 2), (2, 1)])
-    assert told("2", "2") == (0, 0, [(2, 1, 2), (2, 1)])
-    assert told("1", "1=2=3") == (2, 2, [(1, 2), (1, 1, 1)])
-    assert told("2", "2>1=3") == (2, 2, [(2, 1), (2, 1, 2)])
-    assert told("2", "2") == (1, 1, [(2, 1), (2, 1, 2)]), "the best alone is not the same as two that tie behind it"
-    assert told("", "2") == (0, 0, [(2, 1), (2, 1, 2)]), "an empty choice takes nothing back"
-    assert len(list(store.judgements(effective=False))) == 8
-
-
-def test_a_choice_that_was_undone_may_be_made_again(
-    tmp_path: Path, store: Store, items: list[tuple[Prompt, list[Completion]]]
-) -> None:
-    write_sheet(path := tmp_path / "sheet.jsonl", items[:1])
-    fill(path, ["1"])
-    import_file(store, path)
-    (said,) = store.judgements()
-    store.add([said.model_copy(update={"id": "undone", "supersedes": said.id, "retracted": True})])
-    assert import_file(store, path).corrected == 1
-    assert [judgement.ranks for judgement in store.judgements()] == [(1, 2)]
-
-
-def test_sheet_is_not_overwritten_and_its_items_are_checked(
-    tmp_path: Path, items: list[tuple[Prompt, list[Completion]]]
-) -> None:
-    write_sheet(path := tmp_path / "sheet.jsonl", items)
-    with pytest.raises(FileExistsError):
-        write_sheet(path, items)
-    with pytest.raises(ValueError, match="all of them its own"):
-        write_sheet(tmp_path / "other.jsonl", [(items[0][0], items[1][1])])
-
-
 # Rows that are left out
 
 
@@ -455,44 +257,3 @@ def test_identifiers_stay_as_they_were(tmp_path: Path) -> None:
     assert prompt == Prompt.of("Q")
     assert best == Completion(prompt_id=prompt.id, text="A", origin="file:rows.jsonl")
     assert judgement.id == content_id("imported", best.id, other.id, 0)
-
-
-# The real file
-
-
-def test_every_dialogue_is_read_to_the_letter(tmp_path: Path) -> None:
-    """Made ones; and the real file's, where it lies beside the project."""
-    made = tmp_path / "made.jsonl"
-    begin = "\n\nHuman: Hi \n\nAssistant: Yes?\n\nHuman: What of "
-    rows = [
-        {"chosen": f"{begin}{i}?\n\nAssistant: A {i}", "rejected": f"{begin}{i}?\n\nAssistant: B"} for i in range(9)
-    ]
-    made.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with Store.open(tmp_path / "made.db") as store:
-        assert import_file(store, made).rows == 9
-        check_to_the_letter(store, made)
-    if HH.exists():
-        with Store.open(tmp_path / "hh.db") as store:
-            report = import_file(store, HH)
-            assert (report.format, report.rows, report.skipped) == ("dialogue", 2312, {})
-            assert report.added == Counts(prompts=2310, completions=4624, judgements=2312)
-            assert report.noted == {"an answer is empty": 4}
-            check_to_the_letter(store, HH)
-
-
-def check_to_the_letter(store: Store, path: Path) -> None:
-    # Every dialogue is there to the letter, white space around turns aside.
-    texts = {completion.id: completion.text for completion in store.completions()}
-    prompts = {prompt.id: prompt for prompt in store.prompts()}
-    names = {"user": "Human", "assistant": "Assistant"}
-    with path.open(encoding="utf-8") as file:
-        for line, judgement in zip(file, store.judgements(), strict=True):
-            row = json.loads(line)
-            context = "".join(f"\n\n{names[r]}: {c}" for r, c in turns(prompts[judgement.prompt_id]))
-            for key, rank in zip(judgement.shown, judgement.ranks, strict=True):
-                original = row["chosen" if rank == 1 else "rejected"]
-                assert squeezed(f"{context}\n\nAssistant: {texts[key]}") == squeezed(original)
-
-
-def squeezed(text: str) -> str:
-    return "".join(text.split())

@@ -1,24 +1,15 @@
 """Rows as other tools write them, one by one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.feedback.formats.files import read
 
-from prefloop.feedback.formats import Format, ImportReport, read_file
+from prefloop.feedback.formats import Format, ImportReport
 from prefloop.feedback.formats.items import FROM_LABELS
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt
 from prefloop.feedback.store import AnyRecord
-
-
-def read(
-    tmp_path: Path, *rows: Any, format: Format | None = None, report: ImportReport | None = None
-) -> list[AnyRecord]:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return list(read_file(path, format, report=report))
-
 
 Told = tuple[list[tuple[str, str]], list[tuple[str, int]]]
 
