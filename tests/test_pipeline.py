@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.runs import MODEL, STAGES, contents, dialogues, figures, from_store, run, tiny  # noqa: F401
+from tests.runs import STAGES, contents, dialogues, figures, from_store, run, tiny
 from tests.toys import heeds_ctrl_c
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 

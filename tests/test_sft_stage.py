@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_pipeline import MODEL
+from tests.runs import MODEL
 from tests.toys import CHATML, byte_tokenizer, llama
 
 from prefloop import stages

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from tests.eager import EagerSnapshot, eager_groups
+from tests.runs import contents, dialogues, figures, from_store, run, tiny
 from tests.test_docs import code, keys, sections
-from tests.test_pipeline import contents, dialogues, figures, from_store, run, tiny
 from tests.toys import CHATML, byte_tokenizer
 from transformers import AutoModelForSequenceClassification
 

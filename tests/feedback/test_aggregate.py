@@ -54,6 +54,16 @@ def test_the_best_of_three_says_nothing_about_the_others() -> None:
     assert made.wins == ((2, 0, 1.0), (2, 1, 1.0))
 
 
+def test_who_finds_all_of_them_best_says_so_beside_others_votes() -> None:
+    """No pair tells it, and answers that no pair tells of had no place."""
+    all_best = judge("1", (C, A, B), (1, 1, 1), flags=(BEST_ONLY,))
+    assert compare(all_best) == []
+    (made,) = compare(all_best, judge("2", (A, B), (1, 2), annotator="Bo"))
+    assert made.texts == ("a", "b", "c")
+    assert made.wins == ((0, 1, 1.0),)
+    assert made.rankings == (Ranking(((0,), (1,)), 1.0), Ranking(((0, 1, 2),), 1.0, best_only=True))
+
+
 def test_votes_add_up_with_weights() -> None:
     said = [
         judge("1", (A, B), (1, 2)),

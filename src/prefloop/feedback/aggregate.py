@@ -108,13 +108,13 @@ def comparisons(
             better, worse = answers[winner].text, answers[loser].text
             if weight > 0 and better != worse:
                 cast[judgement.prompt_id][better, worse].append(share * weight)
-                for key in (winner, loser):
-                    text = answers[key].text
-                    seen[judgement.prompt_id][text] = min(key, seen[judgement.prompt_id].get(text, key))
         tiers = _tiers(judgement, answers)
         if weight > 0 and sum(map(len, tiers)) > 1 and CANNOT_JUDGE not in judgement.flags:
             best_only = BEST_ONLY in judgement.flags and sum(map(len, tiers)) > 2
             said[judgement.prompt_id][tiers, judgement.strength or 0, best_only].append(weight)
+            for key in judgement.shown:
+                text = answers[key].text
+                seen[judgement.prompt_id][text] = min(key, seen[judgement.prompt_id].get(text, key))
     if len(criteria) > 1:
         raise ValueError(f"judgements of several criteria do not add up: {', '.join(sorted(criteria))}; choose one")
     return [_comparison(by_id[key], seen[key], cast[key], said[key]) for key in sorted(cast)]
