@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,22 @@ def test_only_casts_of_weights_are_there_whatever_the_tokens() -> None:
 def test_twice_the_layers_keep_twice_as_much() -> None:
     two, four = (kept(llama(64, width=32, layers=layers)).per_token for layers in (2, 4))
     assert four == pytest.approx(2 * two, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [llama, gpt2, gemma2])
+def test_counting_leaves_nothing_in_memory(make: Any, precision: Any) -> None:
+    """What autograd keeps of an operation's own result can hold on to itself."""
+    model, made = make(64), list[weakref.ref[Any]]()
+    for module in model.modules():
+        module.register_forward_hook(
+            lambda _module, _given, found: made.append(weakref.ref(found)) if torch.is_tensor(found) else None
+        )
+    with computing_in(precision):
+        kept(model)
+    gc.collect()
+    assert len(made) > 20
+    assert not any(one() is not None for one in made)
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:

@@ -94,13 +94,13 @@ def _noted(model: Any, read: Callable[[], Tensor]) -> int:
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     found: dict[int, torch.UntypedStorage] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
+        # Nothing goes backwards. A tensor handed over to the graph that it is a result of would never be freed.
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             found[storage._cdata] = storage
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(model):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing), autocast(model):
         states = read()
     assert states.requires_grad, "nothing is trained"
     return sum(storage.nbytes() for storage in found.values())
