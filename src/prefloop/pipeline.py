@@ -23,7 +23,7 @@ from prefloop.feedback.assignment import Queue
 from prefloop.feedback.records import content_id
 from prefloop.feedback.store import Store
 from prefloop.labelling import ask_people, check_label, judged_so_far
-from prefloop.models.footprint import noting_budgets
+from prefloop.models.footprint import hand_back, noting_budgets
 from prefloop.models.precision import computing_in, noting_precision
 from prefloop.recipes import Recipe, dump_recipe
 from prefloop.report import write_report
@@ -208,6 +208,7 @@ def _run_stage(
         write_json(path, _plain(error.batch))
         error.add_note(f"The batch is in {path}.")
         raise
+    hand_back()
     listener.finished(stage, time.perf_counter() - started)
 
 

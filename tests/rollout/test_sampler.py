@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tests.toys import MODELS, gpt2, llama, naive_log_probs
+from tests.zoo import make
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefloop.models.heads import ValueHead
 from prefloop.models.precision import computing_in
-from prefloop.rollout import attention
+from prefloop.rollout import attention, decoder
 from prefloop.rollout.batch import Rollout
 from prefloop.rollout.decoder import Decoder
 from prefloop.rollout.draw import draw
@@ -128,6 +131,55 @@ def test_line_01_rows_that_enter_are_sampled_as_if_alone(
         torch.testing.assert_close(found, naive_log_probs(model, sequence), atol=1e-4, rtol=0)
     assert len(entered) > 4
     assert max(count for count, _ in entered) <= 7
+
+
+def test_in_bfloat16_keys_are_kept_as_they_are_multiplied() -> None:
+    model = llama(16).eval()
+    for precision, kept in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with computing_in(precision), torch.no_grad(), decoder.casting_once(model):
+            rows_read = Decoder(model, PROMPTS[2:], 2)
+            rows_read.advance(torch.tensor([3] * 6))
+        assert {part.dtype for layer in rows_read._cache.layers for part in layer._kept} == {kept}
+
+
+@pytest.mark.parametrize("answers", [1, 3])
+def test_prompts_are_read_in_passes_of_so_many_tokens(
+    model: Any, answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that is how they would be sampled alone; a prompt that is longer has a pass to itself."""
+    monkeypatch.setattr(decoder, "PASS", 15)
+    prompts, read = many_prompts(24, seed=answers), list[tuple[int, int]]()
+    options = {"max_response_tokens": 5, "seed": 4, "answers": answers, "batch_size": 18}
+    with watching_passes(model, read):
+        rollout = sample(model, prompts, eos_id=EOS, **options)
+    assert rows(rollout) == [
+        slow_sample(model, prompt, _uniforms(4, prompt, answer, 5), 1.0)
+        for prompt in prompts
+        for answer in range(answers)
+    ]
+    assert {count for count, length in read if length > 1} > {1, 2}
+    assert max(count * length for count, length in read if count > 1 and length > 1) <= 15
+
+
+@contextmanager
+def watching_passes(model: Any, read: list[tuple[int, int]]) -> Iterator[None]:
+    """Notes the shape of what the model reads."""
+    hook = model.base_model.register_forward_pre_hook(
+        lambda _model, _given, named: read.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_what_keeps_more_than_columns_reads_all_its_prompts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows cannot be put together there."""
+    monkeypatch.setattr(decoder, "PASS", 15)
+    model, read = make("mamba", True, 16), list[tuple[int, int]]()
+    with watching_passes(model, read):
+        sample(model, PROMPTS, eos_id=EOS, max_response_tokens=3)
+    assert [(count, length) for count, length in read if count > 1] == [(5, 9), (5, 1), (5, 1)]
 
 
 def test_the_cache_does_not_grow_with_the_number_of_prompts(entered: list[tuple[int, int]]) -> None:

@@ -24,6 +24,8 @@ from prefloop.rollout.attention import attending, columns_read, spans_of
 
 ROOM = 64
 """Columns that a cache has to spare at least, once it has been moved."""
+PASS = 8192
+"""Tokens of a pass over prompts, padding included: what a pass needs for a moment grows with them."""
 
 
 class Roomy(DynamicLayer):
@@ -38,7 +40,12 @@ class Roomy(DynamicLayer):
     values: Float[Tensor, "B h C e"]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append columns; all there are now, with some of the room behind them where attention hides that."""
+        """Append columns; all there are now, with some of the room behind them where attention hides that.
+
+        Keys are kept in the values' type: in bfloat16, rotated keys come in float32, and the products that read them
+        would cast all of them at every token.
+        """
+        key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._hold(key_states, value_states, key_states.shape[2])
@@ -123,8 +130,18 @@ def casting_once(model: Any) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
+def _passes(prompts: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
+    while prompts:
+        count = max(1, PASS // len(prompts[0]))
+        yield prompts[:count]
+        prompts = prompts[count:]
+
+
 class Decoder:
-    """Rows and their latest hidden states (one for each row)."""
+    """Rows and their latest hidden states (one for each row).
+
+    ``answers`` rows for each prompt; prompts come longest first.
+    """
 
     def __init__(self, model: Any, prompts: Sequence[list[int]], answers: int) -> None:
         self._model, device = model, model.device
@@ -132,6 +149,7 @@ class Decoder:
         # more: such a model takes an attention mask with the prompts only, and misreads a longer one.
         self._recurrent = "cache_params" in inspect.signature(model.base_model.forward).parameters
         self._cache, self.takes_newcomers = _empty_cache(model)
+        prompts, *others = _passes(prompts) if self.takes_newcomers else [prompts]
         self._width = max(map(len, prompts))
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         self._starts, self._next = self._width - lengths, lengths
@@ -145,6 +163,8 @@ class Decoder:
         self._run(ids, positions.clamp(min=0))
         if answers > 1:
             self.keep(torch.arange(len(prompts), device=device).repeat_interleave(answers))
+        for more in others:
+            self._enter(more, answers)
 
     def advance(self, tokens: Int[Tensor, " B"]) -> None:
         """Read one more token of each row."""
@@ -166,10 +186,14 @@ class Decoder:
         self._lay_out()
 
     def enter(self, prompts: Sequence[list[int]], answers: int) -> None:
-        """Put ``answers`` rows for each prompt in the place of the rows that have ended, below the others.
+        """Put rows for these prompts in the place of the rows that have ended, below the others.
 
         No prompt may be longer than any that came before it.
         """
+        for part in _passes(prompts):
+            self._enter(part, answers)
+
+    def _enter(self, prompts: Sequence[list[int]], answers: int) -> None:
         new, rows = Decoder(self._model, prompts, answers), self.running.nonzero()[:, 0]
         # Columns that no running row has a token in are dropped, as long as the newcomers have room.
         first = int(torch.cat([self._starts[rows], self._starts.new_tensor([self._width - new._width])]).min())
