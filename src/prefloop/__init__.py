@@ -6,6 +6,8 @@ result = prefloop.ppo(policy, prompts, reward=lambda prompt, response: len(respo
 print(result.policy.generate("Why is the sky blue?"))
 """
 
+import gc
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -55,8 +57,21 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import torch when it is needed, not for ``prefloop --help``."""
-    if name in __all__:
-        from prefloop import api
+    if name not in __all__:
+        raise AttributeError(f"module 'prefloop' has no attribute {name!r}")
+    if "prefloop.api" not in sys.modules:
+        _import_api()
+    from prefloop import api
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'prefloop' has no attribute {name!r}")
+    return getattr(api, name)
+
+
+def _import_api() -> None:
+    """Without looking for garbage among all that torch and transformers make: that is a fifth of the import."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        from prefloop import api  # noqa: F401
+    finally:
+        if collects:
+            gc.enable()

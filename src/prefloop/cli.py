@@ -47,6 +47,8 @@ EXIT_INTERRUPTED = 130
 def main() -> None:
     """Run the command line; what the user can mend is one clear message, not a traceback."""
     warnings.showwarning = _warn
+    before = gc.get_threshold()
+    gc.set_threshold(100_000)  # not 700: looking for garbage is a fifth of importing torch and transformers
     try:
         app(prog_name="prefloop")
     except (ValueError, OSError) as error:
@@ -57,6 +59,7 @@ def main() -> None:
         Console(stderr=True, soft_wrap=True).print(Text(printable(f"error: {error}"), style="red"))
         sys.exit(EXIT_BAD_INPUT)
     finally:
+        gc.set_threshold(*before)
         gc.freeze()  # the process ends: Python would look for garbage among all that torch and transformers have made
 
 
