@@ -11,6 +11,12 @@ from tests.layouts import layout  # noqa: F401
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from prefloop.rollout.batch import Rollout
+from prefloop.rollout.sampler import sample
+from prefloop.training import policy_gradient
+
+pytest.register_assert_rewrite("tests.training.oracle")  # its failures say what differs, as a test's do
+
 
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -45,4 +51,21 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> Gradients:
         step(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recording)
+    return found
+
+
+class Rollouts(list[Rollout]):
+    """What a policy gradient drew, iteration by iteration."""
+
+
+@pytest.fixture
+def rollouts(monkeypatch: pytest.MonkeyPatch) -> Rollouts:
+    """Records every rollout of a policy gradient from now on."""
+    found = Rollouts()
+
+    def recording(*args: Any, **options: Any) -> Rollout:
+        found.append(sample(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(policy_gradient, "sample", recording)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.toys import naive_log_probs, parameters, prompts, same
-from tests.training.test_policy_gradient import away, byte_scores, lively
+from tests.training.practice import SMALL, away, byte_scores, lively
 from torch import Tensor
 
 from prefloop.config import OnlineDPOConfig
@@ -20,15 +20,6 @@ from prefloop.rollout.sampler import sample
 from prefloop.training import online_dpo as module
 from prefloop.training.loop import Metrics
 from prefloop.training.online_dpo import PairJudge, Votes, judge_by_reward, train_online_dpo
-
-SMALL: dict[str, Any] = {
-    "iterations": 1,
-    "episodes": 8,
-    "minibatch_episodes": 8,
-    "epochs": 1,
-    "max_response_tokens": 6,
-    "max_grad_norm": 1e9,
-}
 
 
 def train(judge: PairJudge, made: Any = None, seed: int = 0, **options: Any) -> list[Metrics]:

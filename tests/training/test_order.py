@@ -10,7 +10,7 @@ import pytest
 from tests.toys import policy, prompts, random_sequences
 from tests.training import test_direct as direct
 from tests.training import test_reward as reward
-from tests.training.test_policy_gradient import byte_scores, lively
+from tests.training.practice import byte_scores, lively
 from torch import Tensor, testing
 
 from prefloop.config import KTOConfig, PPOConfig, RewardConfig, RLOOConfig, SFTConfig
