@@ -1,4 +1,4 @@
-"""Comparisons become groups all at once, everything in memory: what the lazy way is compared with."""
+"""Labelling, and comparisons that become groups, all at once and in memory: what the lazy way is compared with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.chat import Chat
-from prefloop.feedback.aggregate import Comparison, Ranking, read_snapshot
+from prefloop.context import Context
+from prefloop.feedback.aggregate import Comparison, Ranking, Snapshot, read_snapshot, snapshot
+from prefloop.feedback.assignment import Queue
+from prefloop.feedback.pairs import pair_votes
+from prefloop.feedback.records import Completion, Prompt
+from prefloop.feedback.reliability import annotator_weights
 from prefloop.training.comparisons import PreferenceGroup
 
 Pairs = list[tuple[int, int, float, float]]
@@ -66,3 +71,40 @@ def _rankings(comparison: Comparison, place: Mapping[int, int]) -> Iterable[Rank
         tiers = tuple(tuple(place[i] for i in tier if i in place) for tier in ranking.tiers)
         if sum(map(len, tiers)) > 1 and (tiers[0] or not ranking.best_only):
             yield replace(ranking, tiers=tiers)
+
+
+# The label stage, with every judgement in memory
+
+
+def eager_judged(
+    context: Context, items: Sequence[tuple[Prompt, Sequence[Completion]]] | None = None
+) -> list[Snapshot]:
+    """What `labelling.judged_so_far` finds; ``items`` where people were asked about them."""
+    names = dict.fromkeys((context.recipe.data.criterion, *context.recipe.criteria))
+    if items is None:
+        return [snapshot(context.store, name) for name in names]
+    ids = [completion.id for _, completions in items for completion in completions]
+    found = [snapshot(context.store, name, ids) for name in names]
+    return [replace(one, judgements=tuple(j for j in one.judgements if j.source == "human")) for one in found]
+
+
+def eager_weighed(context: Context, frozen: Snapshot) -> dict[str, Any]:
+    """What annotators' votes weigh."""
+    judges = {one.annotator for one in frozen.judgements}
+    right = Queue(context.store).gold_ranks()
+    known = {one.id for one in frozen.judgements}
+    tested = [
+        one
+        for one in context.store.judgements(frozen.criterion)
+        if one.id in right and one.annotator in judges and one.id not in known
+    ]
+    completions = [*frozen.completions, *context.store.completions({one.prompt_id: None for one in tested})]
+    judgements = sorted([*frozen.judgements, *tested], key=lambda one: one.created)
+    found = annotator_weights(pair_votes(judgements, completions, right))
+    mean = sum(found[one.annotator][0] for one in frozen.judgements if one.annotator in found)
+    mean /= len(frozen.judgements)
+    return {
+        name: {"weight": weight / (mean or 1.0), "reliability": eta}
+        for name, (weight, eta) in sorted(found.items())
+        if name in judges
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from prefloop.dataset import Dataset, for_judge, judged_pairs, part_of, place, prepare
 from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt, Split, content_id
-from prefloop.feedback.store import Store
+from prefloop.feedback.store import AnyRecord, Store
 from prefloop.recipes import Recipe, make_recipe
 
 
@@ -150,7 +151,43 @@ def test_written_demonstrations_follow_their_prompts(store: Store) -> None:
     assert list(data.heldout_demonstrations) == [(test, "shown test")]
     assert len(data.documents) == 3
     assert "\n\nHuman: learn\n\nAssistant: bad" in data.documents
-    assert data.heldout_documents == ["\n\nHuman: test\n\nAssistant: shown test"]
+    assert list(data.heldout_documents) == ["\n\nHuman: test\n\nAssistant: shown test"]
+
+
+@pytest.mark.parametrize("demonstrations", ["written", "preferred"])
+@pytest.mark.parametrize("seed", range(3))
+def test_text_that_stays_in_the_store_is_that_of_its_records(store: Store, seed: int, demonstrations: str) -> None:
+    draw, records = random.Random(seed), list[AnyRecord]()
+    for number in range(150):
+        asked = Prompt.of(f"question {number}", metadata={"gold": 1} if number % 20 == 0 else {})
+        records.append(asked)
+        for origin in draw.choices(("file:x", "runs/mine/sft@1", "runs/other/sft@1"), k=draw.randint(0, 2)):
+            said = judged(asked, (f"{number} a", 1), (f"{number} b", 2), origin=origin)
+            sampled = Completion(prompt_id=asked.id, text="drawn", origin=origin, metadata={"sample": 1})
+            edited = Demonstration(prompt_id=asked.id, text="edited", origin="me", judgement_id=said[-1].id)
+            records += [*said, *draw.sample([sampled, edited], k=draw.randint(0, 2))]
+        if draw.random() < 0.5:
+            records.append(Demonstration(prompt_id=asked.id, text=f"shown {number}", origin="me"))
+    store.add(records)
+    settings = recipe("name=mine", "judge.fraction=0.3", f"sft.demonstrations={demonstrations}")
+    data = prepare(settings, store, Path())
+    wanted = [_documents(settings, store, part) for part in ("train", "heldout")]
+    assert [list(data.documents), list(data.heldout_documents)] == wanted
+    assert all(len(part) > 20 for part in wanted)
+    assert data.documents_hash == content_id(*wanted)
+    later = Prompt.of("later", split="train")
+    store.add([later, *judged(later, ("a", 1), ("b", 2)), Demonstration(prompt_id=later.id, text="c", origin="me")])
+    assert list(data.documents) == wanted[0]
+
+
+def _documents(recipe: Recipe, store: Store, part: str) -> list[str]:
+    """Of all prompts of a part in the order of their ids the answers of files and people, then all demonstrations."""
+    asked = {p.id: p for p in store.prompts() if not p.metadata and part_of(recipe, p) == part}
+    own = {c.prompt_id for c in store.completions() if c.origin.startswith("runs/mine/")}
+    said = [c for id in sorted(asked) for c in store.completions([id]) if not c.metadata]
+    shown = [d for d in store.demonstrations() if d.prompt_id in asked]
+    answers = [*said, *(d for d in shown if d.judgement_id is None or d.prompt_id not in own)]
+    return [f"\n\nHuman: {asked[one.prompt_id].text}\n\nAssistant: {one.text}" for one in answers]
 
 
 def test_preferred_demonstrations_are_the_answers_with_most_votes(store: Store) -> None:
@@ -235,7 +272,10 @@ def test_pretraining_files_replace_the_stores_text(store: Store, tmp_path: Path)
     store.add([Prompt.of("one", split="train"), Prompt.of("other", split="heldout")])
     (tmp_path / "a.txt").write_text("some text", encoding="utf-8")
     data = prepare(recipe('pretrain.files=["a.txt"]'), store, tmp_path)
-    assert (data.documents, data.heldout_documents) == (["some text"], [])
+    assert (list(data.documents), data.heldout_documents) == (["some text"], [])
+    assert data.documents_hash == content_id(["some text"], [])
+    model = prepare(recipe('pretrain.files=["a.txt"]', "model.path=x"), store, tmp_path)
+    assert list(model.documents) == []
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["missing", "not UTF-8"])

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import random
 from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
+from tests.eager import eager_judged, eager_weighed
+from tests.feedback.queues import Clock, fill, send
+from tests.feedback.test_freezing import everything
 from tests.runs import Recorder, dialogues, from_store, run, tiny
 from tests.toys import judge_some
 
 from prefloop import labelling, pipeline
-from prefloop.dataset import part_of
+from prefloop.context import Context
+from prefloop.dataset import Dataset, part_of
+from prefloop.feedback import assignment
 from prefloop.feedback.aggregate import read_snapshot
 from prefloop.feedback.assignment import Queue
-from prefloop.feedback.records import CANNOT_JUDGE
+from prefloop.feedback.records import CANNOT_JUDGE, Completion, Prompt, content_id, dense_ranks
 from prefloop.feedback.store import Store
 from prefloop.feedback.tasks import Submission, Verdict
 from prefloop.labelling import WaitingForPeopleError
-from prefloop.runs import read_json
+from prefloop.runs import StageWriter, read_json
 from prefloop.training.loop import Metrics
 
 
@@ -201,3 +209,67 @@ def test_people_are_asked_by_each_criterion_and_tested_with_gold(project: Path) 
     assert criteria == {"snapshot.jsonl", "snapshot-tone.jsonl"}
     frozen = read_snapshot(project / "runs" / "tiny" / "label" / "snapshot.jsonl")
     assert len(frozen.judgements) == 20, "gold teaches nobody"
+
+
+# With every judgement in memory, and without
+
+
+def asked_people(store: Store, seed: int) -> list[tuple[Prompt, list[Completion]]]:
+    """People judge sampled answers and are tested with gold; some are good at it. The answers."""
+    draw = random.Random(seed)
+    queue = Queue(store, Clock())
+    gold, own = fill(store, 12, 2), fill(store, 30, 3, first=12)
+    queue.open_batch("a", criteria=("overall", "tone"), overlap=3, gold_share=0.3, control_share=0.0)
+    queue.add_items("a", [replace(item, gold=(1, 2)) for item in gold])
+    queue.add_items("a", own)
+    answers = [answer for item in (*gold, *own) for answer in item.completions]
+    for _ in range(60):
+        for annotator, skill in {"ann": 0.95, "bob": 0.8, "Zoë": 0.6}.items():
+            if task := queue.next(annotator):
+                places = [answers.index(one.id) for one in task.shown]
+                liked = [-place if draw.random() < skill else draw.randint(0, 2) for place in places]
+                verdicts = tuple(Verdict(one, dense_ranks(liked)) for one in task.criteria)
+                flags = (CANNOT_JUDGE,) if draw.random() < 0.1 else ()
+                queue.submit(annotator, task.id, Submission(f"{annotator}-{task.number}", verdicts, flags))
+    queue.open_batch("b", control_share=0.0, gold_share=0.9)  # somebody who judges none of the answers
+    tests, others = fill(store, 3, first=42), fill(store, 3, first=45)
+    queue.add_items("b", [*(replace(item, gold=(1, 2)) for item in tests), *others])
+    while task := queue.next("guest"):
+        send(queue, "guest", task)
+    guest = {one.id for one in store.judgements() if one.annotator == "guest"}
+    assert guest & queue.gold_ranks().keys()
+    told = next(one for one in store.judgements("overall") if one.prompt_id == own[0].prompt_id)
+    store.add([told.model_copy(update={"id": "told", "source": "imported"})])
+    prompts = {prompt.id: prompt for prompt in store.prompts()}
+    return [(prompts[item.prompt_id], [*store.completions([item.prompt_id])]) for item in own]
+
+
+@pytest.mark.parametrize("by", ["none", "human"])
+@pytest.mark.parametrize("seed", range(2))
+def test_what_the_stage_leaves_is_what_it_would_with_every_judgement_in_memory(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, seed: int
+) -> None:
+    drawn = count()  # what is drawn is the same on every run
+    monkeypatch.setattr(assignment.secrets, "token_hex", lambda size: f"{next(drawn):0{2 * size}x}")
+    items = asked_people(store, seed)
+    given = items if by == "human" else None
+    store.add(everything(seed))
+    settings = (f"label.by={by}", "label.weights=reliability", "reward.criteria={overall = 1.0, tone = 0.5}")
+    context = Context(from_store(*settings), tmp_path, Dataset([], [], [], [], [], []), store)
+    context.judged = labelling.judged_so_far(context, given)
+    wanted = eager_judged(context, given)
+    writer = StageWriter(tmp_path / "label")
+    writer.folder.mkdir()
+    labelling.label(context, writer)
+    weights = read_json(writer.folder / "annotators.json")
+    assert weights == {one.criterion: eager_weighed(context, one) for one in wanted}
+    assert len({one["weight"] for one in weights["overall"].values()}) == 3 + (by == "none")
+    hashes = [one.hash for one in wanted]
+    assert [one.hash for one in context.judged] == hashes
+    assert writer.extra == {
+        "snapshot": content_id("snapshots", hashes),
+        "judgements": sum(len(one.judgements) for one in wanted),
+    }
+    for one, name in zip(wanted, ("snapshot.jsonl", "snapshot-tone.jsonl"), strict=True):
+        one.write(tmp_path / name)
+        assert (writer.folder / name).read_bytes() == (tmp_path / name).read_bytes()

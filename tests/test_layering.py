@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     # Where the islands meet.
     "runs": set(),
     "tokens": {"chat", "runs", *DATA},
-    "dataset": {"config", "recipes", "chat", "demo", *DATA},
+    "documents": {"chat", *DATA},
+    "dataset": {"config", "recipes", "documents", "demo", *DATA},
     "context": {"config", "recipes", "dataset", "demo", "policy", "rollout", "runs", "training", *DATA},
     "rewarding": {"config", "context", "chat", "models", "rollout", *DATA},
     "judging": {"context", "rewarding", "evaluation", "models", "policy", *DATA},
@@ -98,7 +99,7 @@ ALLOWED: dict[str, set[str]] = {
 
 WITHOUT_TORCH = {
     *("feedback", "seeds", "demo", "labelers", "config", "recipes", "chat", "report", "runs", "console", "dataset"),
-    "tokens",
+    *("tokens", "documents"),
     *("web", "client"),
 }
 TORCH_FAMILY = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "jaxtyping"}

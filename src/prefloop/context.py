@@ -11,7 +11,7 @@ from pathlib import Path
 from prefloop.config import EvaluateConfig, SampleConfig
 from prefloop.dataset import Dataset
 from prefloop.demo.world import WORLDS, World
-from prefloop.feedback.aggregate import Snapshot
+from prefloop.feedback.freezing import StoredSnapshot
 from prefloop.feedback.records import Prompt
 from prefloop.feedback.store import Store
 from prefloop.policy import Policy, load_policy
@@ -37,7 +37,7 @@ class Context:
     """Tells whoever watches something worth knowing."""
     wait: bool = False
     """Whether to wait for people, or to stop and say that they are waited for."""
-    judged: list[Snapshot] | None = None
+    judged: list[StoredSnapshot] | None = None
     """What the label stage freezes, where that was known before it began."""
     page: str = ""
     """Where people judge, when this process shows the page itself."""

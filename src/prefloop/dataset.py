@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -12,13 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from prefloop.chat import plain_text
 from prefloop.demo.world import WORLDS, World
+from prefloop.documents import Dialogues, TextFiles
 from prefloop.feedback.aggregate import Comparison, snapshot
 from prefloop.feedback.formats import import_file
 from prefloop.feedback.frozen import chosen, prompts_of
-from prefloop.feedback.lazy import Ints, Pair, demonstrations_at, ids_of, prompts_at, texts_of
-from prefloop.feedback.records import Completion, Demonstration, Message, Prompt, Split, content_id, content_id_of
+from prefloop.feedback.lazy import (
+    Ints,
+    Pair,
+    answered_at,
+    demonstrations_at,
+    dialogues_at,
+    ids_of,
+    prompts_at,
+    texts_of,
+)
+from prefloop.feedback.records import Demonstration, Prompt, Split, content_id, content_id_of
 from prefloop.feedback.store import Store
 from prefloop.recipes import Recipe
 from prefloop.seeds import derive
@@ -33,15 +42,16 @@ PARTS = ("train", "heldout", "judge")
 class Dataset:
     """Prompts by split, demonstrations by split, and documents to pretrain on.
 
-    Prompts and demonstrations of a store stay there until somebody asks for them (`prefloop.feedback.lazy`).
+    What is in a store or in files stays there until somebody asks for it (`prefloop.feedback.lazy`,
+    `prefloop.documents`).
     """
 
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
     demonstrations: Sequence[Pair]
     heldout_demonstrations: Sequence[Pair]
-    documents: list[str]
-    heldout_documents: list[str]
+    documents: Sequence[str]
+    heldout_documents: Sequence[str]
     aside: Sequence[Prompt] = field(default_factory=list)
     """Training prompts whose comparisons are for the held-out judge alone."""
 
@@ -55,7 +65,7 @@ class Dataset:
 
     @cached_property
     def documents_hash(self) -> str:
-        return content_id(self.documents, self.heldout_documents)
+        return content_id_of(self.documents, self.heldout_documents)
 
 
 def place(prompt: Prompt, heldout_fraction: float) -> str:
@@ -102,16 +112,26 @@ def _from_world(recipe: Recipe, world: World, store: Store, folder: Path) -> Dat
     pairs = [(prompt, world.demonstrate(prompt, rng)) for prompt in [*train, *heldout]]
     store.add([*train, *heldout])
     store.add(Demonstration(prompt_id=p.id, text=text, origin=f"world:{world.name}") for p, text in pairs)
-    wanted = "pretrain" in recipe.stages
-    documents = world.text(recipe.data.world_prompts, seed) if wanted else []
+    documents, heldout_documents = _world_text(recipe, world, seed, folder)
     return Dataset(
         train=train,
         heldout=heldout,
         demonstrations=pairs[: len(train)],
         heldout_demonstrations=pairs[len(train) :],
-        documents=_files(recipe, folder) or documents[len(documents) // 20 :],
-        heldout_documents=[] if recipe.pretrain.files else documents[: len(documents) // 20],
+        documents=documents,
+        heldout_documents=heldout_documents,
     )
+
+
+def _world_text(recipe: Recipe, world: World, seed: int, folder: Path) -> tuple[Sequence[str], Sequence[str]]:
+    """Documents to pretrain on, and held-out ones."""
+    if "pretrain" not in recipe.stages:
+        return [], []
+    if recipe.pretrain.files:
+        return TextFiles(recipe.pretrain.files, folder), []
+    documents = world.text(recipe.data.world_prompts, seed)
+    heldout = len(documents) // 20
+    return documents[heldout:], documents[:heldout]
 
 
 def _from_store(recipe: Recipe, store: Store, folder: Path) -> Dataset:
@@ -128,18 +148,20 @@ def _from_store(recipe: Recipe, store: Store, folder: Path) -> Dataset:
             f"of {count} prompts {len(train)} are for training and {len(heldout)} held out; both need some. "
             "Import more, or change data.heldout_fraction"
         )
-    written = recipe.sft.demonstrations == "written"
-    shown = _written_pairs(recipe, store, part_at) if written else _preferred_pairs(recipe, store)
-    documents: list[str] = []
-    if "pretrain" in recipe.stages and not recipe.pretrain.files:
-        documents = _dialogues(recipe, store, train)
+    written = _written(recipe, store, part_at)
+    shown = (
+        {part: demonstrations_at(store, places) for part, places in written.items()}
+        if recipe.sft.demonstrations == "written"
+        else _preferred_pairs(recipe, store)
+    )
+    documents, heldout_documents = _store_text(recipe, store, folder, part_at, written)
     return Dataset(
         train=train,
         heldout=heldout,
         demonstrations=shown["train"],
         heldout_demonstrations=shown["heldout"],
-        documents=_files(recipe, folder) or documents,
-        heldout_documents=[] if recipe.pretrain.files else _dialogues(recipe, store, heldout) if documents else [],
+        documents=documents,
+        heldout_documents=heldout_documents,
         aside=aside,
     )
 
@@ -156,19 +178,24 @@ def _placed(recipe: Recipe, store: Store) -> tuple[dict[str, Ints], bytes]:
     at, part = np.array(places, np.int64), np.array(parts, np.uint8)
     part_at = np.full(at.max(initial=0) + 1, len(PARTS), np.uint8)
     part_at[at] = part
-    # By hash, not in the order of import: the first N are then of every file.
-    order = np.lexsort(np.frombuffer(keys, ">u8").reshape(-1, 2).T[::-1])
+    order = _order(keys)  # by hash, not in the order of import: the first N are then of every file
     return {name: at[order][part[order] == number] for number, name in enumerate(PARTS)}, part_at.tobytes()
 
 
-def _written_pairs(recipe: Recipe, store: Store, part_at: bytes) -> dict[str, Sequence[Pair]]:
-    """The store's demonstrations by part, but for what people wrote while they judged this run's own answers."""
+def _order(keys: bytes | bytearray) -> Ints:
+    """What sorts keys of 16 bytes; equal ones stay as they are."""
+    return np.lexsort(np.frombuffer(keys, ">u8").reshape(-1, 2).T[::-1])
+
+
+def _written(recipe: Recipe, store: Store, part_at: bytes) -> dict[str, Ints]:
+    """The places of the store's demonstrations by part, but for what people wrote while they judged this run's own
+    answers."""
     asked, places = _asked(recipe, store), [array("q") for _ in range(len(PARTS) + 1)]
     for page in store.demonstration_rows():
         for number, prompt_id, prompt, judgement in page:
             if prompt < len(part_at) and (judgement is None or prompt_id not in asked):
                 places[part_at[prompt]].append(number)
-    return {name: demonstrations_at(store, np.array(at, np.int64)) for name, at in zip(PARTS, places, strict=False)}
+    return {name: np.array(at, np.int64) for name, at in zip(PARTS, places, strict=False)}
 
 
 def _preferred_pairs(recipe: Recipe, store: Store) -> dict[str, Sequence[Pair]]:
@@ -201,29 +228,34 @@ def _preferred(comparison: Comparison) -> str:
     return comparison.texts[votes.index(max(votes))]
 
 
-def _dialogues(recipe: Recipe, store: Store, prompts: Sequence[Prompt]) -> list[str]:
-    """Every conversation in the store about these prompts, as plain text; but no model's answers."""
-    by_id, asked = {prompt.id: prompt for prompt in prompts}, _asked(recipe, store)
-    written = (d for d in store.demonstrations() if d.judgement_id is None or d.prompt_id not in asked)
-    answers: Iterable[Completion | Demonstration] = [
-        *(c for c in store.completions(sorted(by_id)) if "sample" not in c.metadata),
-        *(d for d in written if d.prompt_id in by_id),
-    ]
-    return [
-        plain_text([*by_id[answer.prompt_id].messages, Message(role="assistant", content=answer.text)])
-        for answer in answers
-    ]
+def _store_text(
+    recipe: Recipe, store: Store, folder: Path, part_at: bytes, written: dict[str, Ints]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Documents to pretrain on, and held-out ones: every conversation in the store, but no model's answers."""
+    if "pretrain" not in recipe.stages:
+        return [], []
+    if recipe.pretrain.files:
+        return TextFiles(recipe.pretrain.files, folder), []
+    given = _given(store, part_at)
+    train, heldout = (
+        Dialogues(answered_at(store, given[part]), dialogues_at(store, written[part]))
+        for part in ("train", "heldout")
+    )
+    return train, heldout if train else []
 
 
-def _files(recipe: Recipe, folder: Path) -> list[str]:
-    """The text files to pretrain on; each is one document."""
-    documents = []
-    for name in recipe.pretrain.files if "pretrain" in recipe.stages else ():
-        try:
-            documents.append((folder / name).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"pretrain.files: cannot read {name} as UTF-8 text: {error}") from None
-    return documents
+def _given(store: Store, part_at: bytes) -> dict[str, Ints]:
+    """The places of the completions that no run has sampled, by part; sorted by their prompts' ids."""
+    places, parts, keys = array("q"), bytearray(), bytearray()
+    for page in store.given_rows():
+        for number, prompt_id, prompt, metadata in page:
+            if prompt < len(part_at) and "sample" not in metadata:
+                places.append(number)
+                parts.append(part_at[prompt])
+                keys += bytes.fromhex(prompt_id)
+    order = _order(keys)
+    at, part = np.array(places, np.int64)[order], np.array(parts, np.uint8)[order]
+    return {name: at[part == number] for number, name in enumerate(PARTS)}
 
 
 def _place(id: str, split: Split | None, heldout_fraction: float) -> str:

@@ -7,22 +7,26 @@ now and then at what has come in, closes the batch when that is enough, and goes
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
+from heapq import merge
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prefloop.config import LabelConfig
 from prefloop.context import Context
 from prefloop.dataset import GOLD, part_of
-from prefloop.feedback.aggregate import Comparison, Snapshot, comparisons, snapshot
+from prefloop.feedback.aggregate import Comparison, comparisons
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.formats import read_file
+from prefloop.feedback.freezing import StoredSnapshot, freeze
+from prefloop.feedback.keys import ids_of
 from prefloop.feedback.pairs import pair_votes
 from prefloop.feedback.priority import information
-from prefloop.feedback.records import CANNOT_JUDGE, Completion, Judgement, Prompt, content_id
+from prefloop.feedback.records import Completion, Judgement, Prompt, content_id
 from prefloop.feedback.reliability import annotator_weights
 from prefloop.feedback.store import AnyRecord
 from prefloop.feedback.tasks import Item
@@ -64,18 +68,15 @@ def label(context: Context, writer: StageWriter) -> None:
     }
 
 
-def judged_so_far(context: Context, items: Sequence[tuple[Prompt, list[Completion]]] | None = None) -> list[Snapshot]:
+def judged_so_far(
+    context: Context, items: Sequence[tuple[Prompt, list[Completion]]] | None = None
+) -> list[StoredSnapshot]:
     """What the run would learn from now, by each criterion; where people judge, what they said of its own answers."""
     if context.recipe.label.by != "human":
-        return [snapshot(context.store, name) for name in _asked(context)]
+        return [freeze(context.store, name) for name in _asked(context)]
     items = items_to_judge(context) if items is None else items
     ids = [completion.id for _, completions in items for completion in completions]
-    found = [snapshot(context.store, name, ids) for name in _asked(context)]
-    return [_only(one, [j for j in one.judgements if j.source == "human"]) for one in found]
-
-
-def _only(frozen: Snapshot, judgements: Sequence[Judgement]) -> Snapshot:
-    return replace(frozen, judgements=tuple(judgements))
+    return [freeze(context.store, name, ids, lambda one: one.source == "human") for name in _asked(context)]
 
 
 def snapshot_name(context: Context, criterion: str) -> str:
@@ -88,7 +89,7 @@ def _asked(context: Context) -> tuple[str, ...]:
     return tuple(dict.fromkeys((context.recipe.data.criterion, *context.recipe.criteria)))
 
 
-def _check_judged(frozen: Snapshot) -> None:
+def _check_judged(frozen: StoredSnapshot) -> None:
     if not frozen.judgements:
         raise ValueError(
             f"the store has no judgements by the criterion {frozen.criterion!r} (data.criterion, reward.criteria). "
@@ -108,30 +109,36 @@ def items_to_judge(context: Context) -> list[tuple[Prompt, list[Completion]]]:
     return [(prompts[key], found) for key, found in answers.items() if len(found) > 1]
 
 
-def _weighed(context: Context, frozen: Snapshot) -> dict[str, Any]:
+def _weighed(context: Context, frozen: StoredSnapshot) -> dict[str, Any]:
     """What each annotator's votes weigh, and the reliability behind it, whose level gold items fix.
 
     The votes that the run learns from weigh 1 on average.
     """
-    judges = {one.annotator for one in frozen.judgements}
     right = Queue(context.store).gold_ranks() if context.recipe.label.by != "simulated" else {}
-    known = {one.id for one in frozen.judgements}
-    tested = [
-        one
-        for one in context.store.judgements(frozen.criterion)
-        if one.id in right and one.annotator in judges and one.id not in known
-    ]
-    completions = [*frozen.completions, *context.store.completions({one.prompt_id: None for one in tested})]
-    judgements = sorted([*frozen.judgements, *tested], key=lambda one: one.created)
+    tested = _tested(context, frozen, right)
+    completions = chain(frozen.completions, context.store.completions({one.prompt_id: None for one in tested}))
+    judgements = merge(frozen.by_time(), tested, key=lambda one: one.created)
     found = annotator_weights(pair_votes(judgements, completions, right))
-    mean = sum(found[one.annotator][0] for one in frozen.judgements if one.annotator in found) / len(
-        frozen.judgements
-    )
+    judges = frozen.annotator.names
+    cast = (found[judges[number]][0] for number in frozen.annotator.number.tolist() if judges[number] in found)
+    mean = sum(cast) / len(frozen.judgements)
     return {
         name: {"weight": weight / (mean or 1.0), "reliability": eta}
         for name, (weight, eta) in sorted(found.items())
         if name in judges
     }
+
+
+def _tested(context: Context, frozen: StoredSnapshot, right: Collection[str]) -> list[Judgement]:
+    """What those who judged said about gold items beside what is frozen, the earliest first."""
+    judges, places = frozen.annotator.names, frozen.judgements.places
+    found = [
+        (place, one)
+        for place, one in (context.store.placed_judgements(frozen.criterion) if right else ())
+        if one.id in right and one.annotator in judges
+    ]
+    beside = ~np.isin([place for place, _ in found], places)
+    return sorted((one for (_, one), new in zip(found, beside, strict=True) if new), key=lambda one: one.created)
 
 
 # People
@@ -147,7 +154,7 @@ def check_label(label: LabelConfig) -> None:
         raise ValueError(f"label.reward_model: there is no folder {label.reward_model}")
 
 
-def ask_people(context: Context) -> list[Snapshot]:
+def ask_people(context: Context) -> list[StoredSnapshot]:
     """Put the sampled answers into the queue, come back when enough judgements are there, and return them.
 
     Raises:
@@ -190,19 +197,18 @@ def _check_possible(context: Context, items: Sequence[tuple[Prompt, list[Complet
         )
 
 
-def _missing(context: Context, items: Sequence[tuple[Prompt, list[Completion]]], frozen: Sequence[Snapshot]) -> int:
+def _missing(
+    context: Context, items: Sequence[tuple[Prompt, list[Completion]]], frozen: Sequence[StoredSnapshot]
+) -> int:
     """Votes to wait for: as many as the recipe says, and one at least for each part that something is learnt from."""
     parts = {prompt.id: part_of(context.recipe, prompt) for prompt, _ in items}
-    without = max(
-        len(set(parts.values()) - {parts[j.prompt_id] for j in one.judgements if CANNOT_JUDGE not in j.flags})
-        for one in frozen
-    )
+    without = max(len(set(parts.values()) - {parts[id] for id in ids_of(one.voted_about)}) for one in frozen)
     return max(context.recipe.label.minimum - _votes_in(frozen), without)
 
 
-def _votes_in(frozen: Sequence[Snapshot]) -> int:
+def _votes_in(frozen: Sequence[StoredSnapshot]) -> int:
     """Votes by the criterion that has the fewest."""
-    return min(sum(CANNOT_JUDGE not in judgement.flags for judgement in one.judgements) for one in frozen)
+    return min(int(one.is_vote.sum()) for one in frozen)
 
 
 def _batch_name(context: Context) -> str:
@@ -304,13 +310,12 @@ def _waiting(context: Context, items: Sequence[tuple[Prompt, list[Completion]]],
 # Simulated annotators
 
 
-def _simulated(context: Context) -> Snapshot:
+def _simulated(context: Context) -> StoredSnapshot:
     """The panel's judgements of the sampled answers; not what an earlier run let be said about the same answers."""
     items = items_to_judge(context)
     made = {one.id for _, one in _simulate(context, list(enumerate(items)), context.seed("label"))}
     ids = [completion.id for _, completions in items for completion in completions]
-    frozen = snapshot(context.store, context.recipe.data.criterion, ids)
-    return _only(frozen, [one for one in frozen.judgements if one.id in made])
+    return freeze(context.store, context.recipe.data.criterion, ids, lambda one: one.id in made)
 
 
 def _simulate(

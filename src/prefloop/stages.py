@@ -37,7 +37,7 @@ from prefloop.training.encoding import Asked, Kept, KeptGroups, Make, encode_cri
 from prefloop.training.on_policy import Observer
 from prefloop.training.online_dpo import judge_by_reward, train_online_dpo
 from prefloop.training.policy_gradient import train_policy_gradient
-from prefloop.training.pretrain import make_policy, train_pretrain
+from prefloop.training.pretrain import blocks_of, make_policy, train_pretrain
 from prefloop.training.reward import make_reward
 from prefloop.training.sft import train_sft
 
@@ -45,8 +45,10 @@ from prefloop.training.sft import train_sft
 def pretrain(context: Context, writer: StageWriter) -> None:
     recipe, data, seed = context.recipe, context.data, context.seed("pretrain")
     policy = make_policy(data.documents, recipe.model, seed)
+    parts = {"train": data.documents, "heldout": data.heldout_documents}
+    train, heldout = (_blocks(context, policy, part, documents) for part, documents in parts.items())
     with context.log(writer) as log:
-        writer.extra |= train_pretrain(policy, data.documents, data.heldout_documents, recipe.pretrain, seed, log)
+        writer.extra |= train_pretrain(policy, train, heldout, recipe.pretrain, seed, log)
     policy.save(writer.folder / "model")
 
 
@@ -173,6 +175,18 @@ def evaluation(context: Context, writer: StageWriter) -> None:
 
 
 # Parts of stages
+
+
+def _blocks(context: Context, policy: Policy, part: str, documents: Sequence[str]) -> Tokens:
+    """A part of the text to pretrain on, tokenised once for all runs."""
+    block = context.recipe.pretrain.block
+    made_from = {
+        "tokenizer": tokenizer_hash(policy.tokenizer),
+        "documents": context.data.documents_hash,
+        "part": part,
+        "block": block,
+    }
+    return cached_tokens(context.tokens, made_from, lambda _: blocks_of(policy, documents, block))
 
 
 def _demonstrated(context: Context, policy: Policy, part: str, pairs: Sequence[Pair]) -> Tokens:

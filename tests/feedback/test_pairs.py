@@ -97,3 +97,35 @@ def test_the_votes_are_those_that_training_counts(said: list[tuple[list[Completi
     np.add.at(found, (votes.first, votes.second), votes.value)
     np.add.at(found, (votes.second, votes.first), 1 - votes.value)
     assert np.array_equal(found, expected)
+
+
+def test_a_completion_that_comes_again_keeps_its_number() -> None:
+    said = [judge("1", (C, A), (1, 2)), judge("2", (A2, B), (1, 2))]
+    votes = pair_votes(said, [B, A, B, C, A, A2])
+    assert votes.shown.tolist() == [[2, 1], [3, 0]]
+    assert rows(votes) == [(1, 2, 0.0, False, 0), (0, 1, 0.0, False, 0)]
+
+
+@pytest.mark.parametrize("missing", [C.id, "no identifier"])
+def test_a_completion_that_is_not_there(missing: str) -> None:
+    odd = judge("odd", (A, C), (1, 2)).model_copy(update={"shown": (A.id, missing)})
+    with pytest.raises(ValueError, match=rf"judgement 'odd' shows completion '{missing}', which is missing"):
+        pair_votes([judge("fine", (A, B), (1, 2)), odd], [A, B])
+    with pytest.raises(ValueError, match=f"'{A.id}', which is missing"):
+        pair_votes([odd], [])
+
+
+@pytest.mark.parametrize("ids", [("one", "two"), ("00" * 16, "")])
+def test_prompts_have_any_names(ids: tuple[str, str]) -> None:
+    """In the order in which they come; records that others made are not of a store."""
+    said = [judge(str(n), (A, B), (1, 2)).model_copy(update={"prompt_id": ids[n % 2]}) for n in range(3)]
+    assert pair_votes(said, [A, B]).prompt.tolist() == [0, 1, 0]
+
+
+def test_the_same_texts_of_another_prompt_are_other_answers() -> None:
+    other = Prompt.of("Another")
+    a, b = (Completion(prompt_id=other.id, text=text, origin="o") for text in "ab")
+    elsewhere = judge("2", (a, b), (1, 2)).model_copy(update={"prompt_id": other.id})
+    votes = pair_votes([judge("1", (A, B), (1, 2)), elsewhere], [A, B, a, b])
+    assert votes.pair.tolist() == [0, 1]
+    assert votes.prompt.tolist() == [0, 1]

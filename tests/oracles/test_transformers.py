@@ -13,7 +13,7 @@ from torch import Tensor
 from prefloop.chat import Rendered
 from prefloop.policy import Policy
 from prefloop.training.maximum_likelihood import _negative_log_likelihood
-from prefloop.training.pretrain import _blocks
+from prefloop.training.pretrain import blocks_of
 
 TOLERANCE = 1e-5
 LENGTHS = [(5, 3), (1, 9), (12, 1), (2, 2), (7, 8)]
@@ -52,7 +52,7 @@ def test_line_27_fine_tuning(made: Policy, seed: int) -> None:
 
 def test_pretraining(made: Policy) -> None:
     documents = ["Some text to read,", "and a little more of it.", "The end"]
-    blocks = _blocks(made, documents, 16)
+    blocks = list(blocks_of(made, documents, 16))
     assert len(blocks) == 3
     assert_same(made.model, blocks)
     # Every token but the first of a block is learnt, which transformers has from labels that are the ids themselves.

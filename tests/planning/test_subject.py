@@ -84,7 +84,7 @@ def test_a_large_model_is_counted_on_a_small_machine() -> None:
     # By hand: the casts of all layers' products, and at least what enters each of them.
     assert found.kept.fixed == pytest.approx(2 * found.trunk, rel=0.1)
     assert found.kept.per_token > found.layers * found.width * 2 * 8
-    assert found.cache == pytest.approx(2 * found.layers * found.width * 3, rel=0.4)
+    assert found.cache == 2 * found.layers * found.width * 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024, "something was allocated"
 
 

@@ -1,8 +1,7 @@
-"""Supervised fine-tuning and pretraining: which tokens the loss is on, and that it falls."""
+"""Supervised fine-tuning: which tokens the loss is on, and that it falls."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -22,11 +21,10 @@ from tests.toys import (
 from torch import Tensor
 
 from prefloop.chat import Rendered
-from prefloop.config import ModelConfig, PretrainConfig, SFTConfig
+from prefloop.config import SFTConfig
 from prefloop.policy import Policy
 from prefloop.training.loop import Metrics
 from prefloop.training.maximum_likelihood import heldout_loss
-from prefloop.training.pretrain import make_policy, train_pretrain, train_tokenizer
 from prefloop.training.sft import train_sft
 
 LENGTHS = [(5, 3), (1, 9), (12, 1), (2, 2), (7, 8), (4, 4)]
@@ -141,46 +139,3 @@ def test_no_demonstrations_is_an_error_with_the_remedy() -> None:
         ValueError, match=r"no demonstrations to learn from\. Import some, or set sft\.demonstrations"
     ):
         train(policy(), [])
-
-
-def test_a_pretrained_model_learns_its_text() -> None:
-    text = ["the cat sat on the mat. "] * 60
-    made = make_policy(text, ModelConfig(vocabulary=300, width=16, layers=1, heads=2, context=64), seed=0)
-    config = PretrainConfig(tokens=8000, batch_tokens=256, block=32, learning_rate=1e-2)
-    lines: list[Metrics] = []
-    result = train_pretrain(made, text, text[:8], config, 0, lines.append)
-    assert len(lines) == 8000 // 256
-    assert lines[0]["loss"] > 4
-    assert result["eval_loss"] < 1
-    assert result["eval_loss"] == lines[-1]["eval_loss"]
-
-
-def test_a_made_policy_depends_on_the_seed_alone() -> None:
-    shape = ModelConfig(vocabulary=300, width=16, layers=1, heads=2, context=64)
-    first, again, other = (parameters(make_policy(["some text"], shape, seed).model) for seed in (0, 0, 1))
-    assert same(first, again)
-    assert not same(first, other)
-
-
-def test_a_made_tokenizer_writes_any_text_and_reads_it_back() -> None:
-    tokenizer = train_tokenizer(["aaa bbb", "aaa"], 300)
-    for text in ("aaa bbb", "naïve 🙂 \n\t\x00", " two  spaces . "):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
-
-
-def test_no_text_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no text to pretrain on"):
-        train_pretrain(policy(), [], [], PretrainConfig(), 0, print)
-
-
-def test_every_pretraining_token_but_the_first_is_learnt_and_documents_end_with_eos() -> None:
-    made = policy()
-    made.model.double()
-    lines: list[Metrics] = []
-    config = PretrainConfig(tokens=6, batch_tokens=6, block=6)
-    train_pretrain(made, ["abc", "d"], [], config, 0, lines.append)
-    ids = [*made.tokenizer("abc")["input_ids"], 1, *made.tokenizer("d")["input_ids"], 1]
-    expected = -float(naive_log_probs(policy().model, Rendered(ids, [False] + [True] * 5)).mean())
-    assert lines[0]["loss"] == pytest.approx(expected, abs=1e-4)
-    assert math.isfinite(expected)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement, Prompt, Split, content_id, content_id_of
 from .store import Store
@@ -226,12 +226,32 @@ class Snapshot:
 
     def write(self, path: str | Path) -> None:
         """Write JSON lines: a header with the hash, then prompts, completions and judgements."""
-        with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-            header = {"snapshot": _FORMAT, "hash": self.hash, "criterion": self.criterion}
-            file.write(json.dumps(header, ensure_ascii=False) + "\n")
-            for name in _KINDS:
-                for record in getattr(self, f"{name}s"):
-                    file.write(f'{{"{name}":{record.model_dump_json()}}}\n')
+        write_snapshot(Path(path), self)
+
+
+class SnapshotLike(Protocol):
+    """What a snapshot's file is made of; each kind in its order."""
+
+    @property
+    def hash(self) -> str: ...
+    @property
+    def criterion(self) -> str: ...
+    @property
+    def prompts(self) -> Iterable[Prompt]: ...
+    @property
+    def completions(self) -> Iterable[Completion]: ...
+    @property
+    def judgements(self) -> Iterable[Judgement]: ...
+
+
+def write_snapshot(path: Path, frozen: SnapshotLike) -> None:
+    """As `Snapshot.write`."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        header = {"snapshot": _FORMAT, "hash": frozen.hash, "criterion": frozen.criterion}
+        file.write(json.dumps(header, ensure_ascii=False) + "\n")
+        for name in _KINDS:
+            for record in getattr(frozen, f"{name}s"):
+                file.write(f'{{"{name}":{record.model_dump_json()}}}\n')
 
 
 _KINDS: dict[str, type[Prompt | Completion | Judgement]] = {

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from .aggregate import (
     Comparison,
@@ -25,12 +24,11 @@ from .aggregate import (
     snapshot_hash,
     votes,
 )
+from .keys import Keys, find, id_of, ids_of, key_of, ordered
 from .pairs import Codes, Ints
 from .records import Judgement, Prompt, Split
 from .stored import AT_ONCE
 
-Keys = npt.NDArray[np.bytes_]
-"""Identifiers, 16 bytes each."""
 _SPLITS: tuple[Split | None, ...] = (None, "train", "heldout")
 _JUDGEMENT = b'{"judgement":'
 
@@ -74,9 +72,9 @@ class Frozen:
         self._lines = _Lines(path)
         wanted, self.criterion = read_header(path, self._lines[0] if len(self._lines) else b"")
         found = self._sorted_by_kind()
-        self._prompt_ids, order = _ordered(found.ids["prompt"])
+        self._prompt_ids, order = ordered(found.ids["prompt"])
         self._prompts, self._splits = found.lines["prompt"][order], np.array(found.splits, np.int8)[order]
-        self._completions = _Grouped(found.lines["completion"], _find(self._prompt_ids, found.prompt_ids), len(order))
+        self._completions = _Grouped(found.lines["completion"], find(self._prompt_ids, found.prompt_ids), len(order))
         check_hash(path, self._read_judgements(found), wanted)
 
     def comparisons(self, weights: Mapping[str, float] | None = None) -> FrozenComparisons:
@@ -89,7 +87,7 @@ class Frozen:
 
     def prompt(self, number: int) -> tuple[str, Split | None]:
         """Id and split."""
-        return _hex(self._prompt_ids, number), _SPLITS[self._splits[number]]
+        return id_of(self._prompt_ids, number), _SPLITS[self._splits[number]]
 
     def comparison(self, number: int, weights: Mapping[str, float]) -> Comparison:
         """What was said about a prompt's answers, where anything was."""
@@ -111,7 +109,7 @@ class Frozen:
 
     def _read_judgements(self, found: _Found) -> str:
         """Who judged what; returns the hash of all that was said."""
-        completion_ids, order = _ordered(found.ids["completion"])
+        completion_ids, order = ordered(found.ids["completion"])
         completions = found.lines["completion"][order]
         annotators, keys = Codes(), bytearray()
         about, annotator, casts = array("q"), array("q"), bytearray()
@@ -129,11 +127,10 @@ class Frozen:
         self._annotators, self._annotator = tuple(annotators), np.array(annotator, np.int64)
         self._about, self._votes = np.array(about, np.int64), np.array(casts, bool)
         self._judgements = _Grouped(found.lines["judgement"], self._about, len(self._prompts))
-        ordered, _ = _ordered(keys)
-        return snapshot_hash(self.criterion, (_hex(ordered, number) for number in range(len(ordered))))
+        return snapshot_hash(self.criterion, ids_of(ordered(keys)[0]))
 
     def _known(self, keys: Keys, ids: Sequence[str]) -> list[int]:
-        numbers = _find(keys, b"".join(map(_key, ids)))
+        numbers = find(keys, b"".join(map(key_of, ids)))
         if (numbers < 0).any():
             raise missing_record(self._lines.path, ids[int(np.argmin(numbers))])
         found: list[int] = numbers.tolist()
@@ -155,11 +152,11 @@ class _Found:
     def add(self, number: int, kind: str, record: Any) -> None:
         self.lines_of[kind].append(number)
         if kind != "judgement":
-            self.ids[kind] += _key(record.id)
+            self.ids[kind] += key_of(record.id)
         if kind == "prompt":
             self.splits.append(_SPLITS.index(record.split))
         elif kind == "completion":
-            self.prompt_ids += _key(record.prompt_id)
+            self.prompt_ids += key_of(record.prompt_id)
 
 
 class _Grouped:
@@ -206,35 +203,6 @@ class _Lines:
         """A completion's, which was read before."""
         found: str = json.loads(self[number])["completion"]["text"]
         return found
-
-
-def _ordered(keys: bytes | bytearray) -> tuple[Keys, Ints]:
-    found = np.frombuffer(bytes(keys), "S16")
-    order = np.argsort(found, kind="stable")
-    return found[order], order
-
-
-def _find(keys: Keys, wanted: bytes | bytearray) -> Ints:
-    """Where each of the wanted keys is among the sorted ones; -1 where it is not."""
-    asked = np.frombuffer(bytes(wanted), "S16")
-    if not len(keys):
-        return np.full(len(asked), -1)
-    places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    return np.where(keys[places] == asked, places, -1)
-
-
-def _key(id: str) -> bytes:
-    """An identifier as 16 bytes; of what is none, something that no identifier is."""
-    try:
-        found = bytes.fromhex(id)
-    except ValueError:
-        found = b""
-    return found if len(found) == 16 else bytes(16)
-
-
-def _hex(keys: Keys, number: int) -> str:
-    """NumPy leaves out the zeros at the end."""
-    return bytes(keys[number]).ljust(16, b"\0").hex()
 
 
 def chosen(found: Sequence[Comparison], indices: Sequence[int]) -> Sequence[Comparison]:

@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from .records import Prompt
+from .records import Completion, Judgement, Message, Prompt
 from .store import Store
-from .stored import AT_ONCE, to_prompt
-from .tables import DEMONSTRATIONS, PROMPTS
+from .stored import AT_ONCE, to_completion, to_judgement, to_prompt
+from .tables import COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS, PROMPTS
 
 Ints = npt.NDArray[np.int64]
 Pair = tuple[Prompt, str]
 """A prompt and an answer to it."""
+Dialogue = list[Message]
 T = TypeVar("T")
 Other = TypeVar("Other")
 
@@ -78,7 +79,22 @@ _PAIRED = sa.select(DEMONSTRATIONS.c.seq, DEMONSTRATIONS.c.prompt_id, DEMONSTRAT
 _WITH_PROMPT = _PAIRED.add_columns(PROMPTS.c.id, PROMPTS.c.messages, PROMPTS.c.split, PROMPTS.c.metadata).join(
     PROMPTS, PROMPTS.c.id == DEMONSTRATIONS.c.prompt_id
 )
+
+
+def _dialogue(row: sa.RowMapping) -> Dialogue:
+    turns = [*row["messages"], ("assistant", row["text"])]
+    return [Message(role=role, content=content) for role, content in turns]
+
+
+def _dialogues(answers: sa.Table) -> View[Dialogue]:
+    what = sa.select(answers.c.seq, answers.c.text, PROMPTS.c.messages)
+    return View(what.join(PROMPTS, PROMPTS.c.id == answers.c.prompt_id), _dialogue)
+
+
 _PROMPTS = View(sa.select(PROMPTS), to_prompt)
+_COMPLETIONS = View(sa.select(COMPLETIONS), to_completion)
+_JUDGEMENTS = View(sa.select(JUDGEMENTS), to_judgement)
+_JUDGEMENT_IDS: View[str] = View(sa.select(JUDGEMENTS.c.seq, JUDGEMENTS.c.id), lambda row: row["id"])
 _IDS: View[str] = View(sa.select(PROMPTS.c.seq, PROMPTS.c.id), lambda row: row["id"])
 _PAIRS: View[Pair] = View(_WITH_PROMPT, lambda row: (to_prompt(row), row["text"]))
 _TEXTS: View[tuple[str, str]] = View(_PAIRED, lambda row: (row["prompt_id"], row["text"]))
@@ -88,9 +104,32 @@ def prompts_at(store: Store, places: Ints) -> Stored[Prompt]:
     return Stored(store, places, _PROMPTS)
 
 
+def completions_at(store: Store, places: Ints) -> Stored[Completion]:
+    return Stored(store, places, _COMPLETIONS)
+
+
+def judgements_at(store: Store, places: Ints) -> Stored[Judgement]:
+    return Stored(store, places, _JUDGEMENTS)
+
+
+def judgement_ids_at(store: Store, places: Ints) -> Stored[str]:
+    """Nothing else of them is read."""
+    return Stored(store, places, _JUDGEMENT_IDS)
+
+
 def demonstrations_at(store: Store, places: Ints) -> Stored[Pair]:
     """Demonstrations, each a prompt and the answer to it."""
     return Stored(store, places, _PAIRS)
+
+
+def dialogues_at(store: Store, places: Ints) -> Stored[Dialogue]:
+    """Demonstrations, each as the last turn of its conversation."""
+    return Stored(store, places, _dialogues(DEMONSTRATIONS))
+
+
+def answered_at(store: Store, places: Ints) -> Stored[Dialogue]:
+    """Completions, each as the last turn of its conversation."""
+    return Stored(store, places, _dialogues(COMPLETIONS))
 
 
 def chosen(records: Sequence[T], indices: Sequence[int]) -> Iterable[T]:

@@ -12,15 +12,17 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, combinations, islice, repeat
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from .keys import Keys, as_array, find, key_of
 from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Column = TypeVar("Column", np.int64, np.bytes_)
 _AT_ONCE = 10_000
 """Judgements that `pair_votes` holds at a time."""
 
@@ -90,26 +92,44 @@ class PairVotes:
 
 
 class Numbered:
-    """Completions by number, and which of them are the same answer: those of a prompt with the same text."""
+    """Completions by number, and which of them are the same answer: those of a prompt with the same text.
+
+    Identifiers and hashes of texts are 16 bytes each: the texts of a million completions are gigabytes, and even
+    their identifiers, as texts in a table, hundreds of megabytes.
+    """
 
     def __init__(self) -> None:
-        self.number: dict[str, int] = {}
-        """Completion id → its number."""
-        self._texts: dict[bytes, int] = {}  # by hash: the texts of a million completions are gigabytes
-        self._answer = array("q")
+        self._ids, self._texts = bytearray(), bytearray()
+        self._index: tuple[Keys, Ints] | None = None  # made when all are there
 
-    def add(self, id: str, prompt_id: str, text: str) -> int:
-        """The completion's number; that of one that is here already if it comes again."""
-        number = self.number.setdefault(id, len(self.number))
-        if number == len(self._answer):
-            key = hashlib.blake2b(f"{prompt_id}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            self._answer.append(self._texts.setdefault(key, len(self._texts)))
-        return number
+    def add(self, id: str, prompt_id: str, text: str) -> None:
+        """Give the completion the next number; one that is here already keeps its own."""
+        self._ids += key_of(id)
+        self._texts += _hash(f"{prompt_id}\0{text}")
+        self._index = None
+
+    def numbers(self, ids: Iterable[str]) -> Ints:
+        """The completions' numbers; -1 for one that was not added."""
+        keys, number = self._indexed()
+        places = find(keys, b"".join(map(key_of, ids)))
+        return np.where(places < 0, -1, number[places]) if len(keys) else places
 
     @property
     def answer(self) -> Ints:
         """[completions] The number of each one's answer."""
-        return np.array(self._answer, np.int64)
+        _, first = np.unique(as_array(self._ids), return_index=True)
+        return in_order(as_array(self._texts)[np.sort(first)])[1]
+
+    def _indexed(self) -> tuple[Keys, Ints]:
+        """The different identifiers, sorted, and the number of each: its place among those that came first."""
+        if self._index is None:
+            keys, first = np.unique(as_array(self._ids), return_index=True)
+            self._index = keys, np.argsort(np.argsort(first))
+        return self._index
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
@@ -204,8 +224,8 @@ class PairCollector:
 
     def __init__(self, completions: Numbered) -> None:
         self._completions = completions
-        self._annotators, self._prompts = Codes(), Codes()
-        self._columns = {name: array("q") for name in ("prompt", "annotator", "length", "shown", "ranks", "gold")}
+        self._annotators, self._prompts = Codes(), bytearray()
+        self._columns = {name: array("q") for name in ("annotator", "length", "shown", "ranks", "gold")}
         self._flags = {name: array("b") for name in ("cannot_judge", "best_only")}
 
     def add(
@@ -226,13 +246,11 @@ class PairCollector:
         Raises:
             ValueError: a completion that is not known, or gold ranks that do not fit.
         """
-        number, columns = self._completions.number, self._columns
-        try:
-            columns["shown"].extend([number[key] for keys in shown for key in keys])
-        except KeyError as missing:
-            id = next(id for id, keys in zip(ids, shown, strict=True) if missing.args[0] in keys)
-            raise ValueError(f"judgement {id!r:.80} shows completion {missing}, which is missing") from None
-        columns["prompt"].extend(map(self._prompts.__getitem__, prompts))
+        columns, numbers = self._columns, self._completions.numbers(chain.from_iterable(shown))
+        if (numbers < 0).any():
+            raise _missing(ids, shown, int(np.argmin(numbers)))
+        columns["shown"].frombytes(numbers.tobytes())
+        self._prompts.extend(b"".join(map(_hash, prompts)))
         columns["annotator"].extend(map(self._annotators.__getitem__, annotators))
         columns["length"].extend(map(len, shown))
         columns["ranks"].extend(chain.from_iterable(ranks))
@@ -244,7 +262,7 @@ class PairCollector:
         """What was taken so far."""
         flags = {name: np.array(column, bool) for name, column in self._flags.items()}
         columns: dict[str, Any] = {name: np.array(column, np.int64) for name, column in self._columns.items()}
-        return Rankings(**columns, **flags)
+        return Rankings(prompt=in_order(as_array(self._prompts))[1], **columns, **flags)
 
     @property
     def annotators(self) -> tuple[str, ...]:
@@ -257,6 +275,12 @@ class Codes(dict[str, int]):
 
     def __missing__(self, value: str) -> int:
         return self.setdefault(value, len(self))
+
+
+def _missing(ids: Sequence[str], shown: Sequence[Sequence[str]], place: int) -> ValueError:
+    """``place``: of the completion that is not known, among all that are shown."""
+    id, key = [(id, key) for id, keys in zip(ids, shown, strict=True) for key in keys][place]
+    return ValueError(f"judgement {id!r:.80} shows completion {key!r}, which is missing")
 
 
 def _known(
@@ -301,7 +325,7 @@ def pair_votes(
     return collector.rankings().votes(collector.annotators, numbered)
 
 
-def in_order(values: Ints) -> tuple[Ints, Ints]:
+def in_order(values: npt.NDArray[Column]) -> tuple[npt.NDArray[Column], Ints]:
     """The different values in the order in which they come, and for each value its number in that order."""
     found, first, number = np.unique(values, return_index=True, return_inverse=True)
     order = np.argsort(first)

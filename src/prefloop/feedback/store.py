@@ -122,13 +122,20 @@ class Store:
 
     def judgements(self, criterion: str | None = None, effective: bool = True) -> Iterator[Judgement]:
         """What counts today: neither superseded nor retracted; with ``effective=False``, every event ever."""
+        return map(to_judgement, self._said(criterion, effective))
+
+    def placed_judgements(self, criterion: str) -> Iterator[tuple[int, Judgement]]:
+        """What `judgements` returns, each with its place."""
+        return ((row["seq"], to_judgement(row)) for row in self._said(criterion, effective=True))
+
+    def _said(self, criterion: str | None, effective: bool) -> Iterator[sa.RowMapping]:
         end = self._end(JUDGEMENTS)
         where = [] if criterion is None else [JUDGEMENTS.c.criterion == criterion]
         if effective:
             later = JUDGEMENTS.alias("later")
             superseded = sa.exists().where(later.c.supersedes == JUDGEMENTS.c.id, later.c.seq <= end)
             where += [~superseded, ~JUDGEMENTS.c.retracted]
-        return map(to_judgement, self._scan(JUDGEMENTS, end, *where))
+        return self._scan(JUDGEMENTS, end, *where)
 
     def prompt_rows(self) -> Iterator[Sequence[Sequence[Any]]]:
         """Place, id, split and metadata of all prompts, page by page."""
@@ -147,6 +154,12 @@ class Store:
         records takes longer."""
         c = COMPLETIONS.c
         return self._pages(sa.select(c.seq, c.id, c.prompt_id, c.text, c.origin), self._end(COMPLETIONS))
+
+    def given_rows(self) -> Iterator[Sequence[Sequence[Any]]]:
+        """Place, the prompt's id and place, and metadata of all completions, page by page."""
+        c = COMPLETIONS.c
+        what = sa.select(c.seq, c.prompt_id, PROMPTS.c.seq.label("prompt"), c.metadata)
+        return self._pages(what.join(PROMPTS, PROMPTS.c.id == c.prompt_id), self._end(COMPLETIONS))
 
     def judgement_rows(self, criterion: str | None = None) -> Iterator[Sequence[Sequence[Any]]]:
         """What `judgements` returns, page by page, as fields whose JSON is left as text: place, id, prompt,

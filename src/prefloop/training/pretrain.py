@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,9 +20,14 @@ from prefloop.training.loop import Log, Metrics
 from prefloop.training.maximum_likelihood import fit
 
 EOS_TOKEN = "<|eos|>"
+AT_ONCE = 256
+"""Pieces of text that are tokenised together."""
+PIECE = 1 << 11
+"""Characters of a piece, and those up to the end of a word."""
+_WORD_ENDS = re.compile(r"\w(?=[ \n])")
 
 
-def make_policy(documents: Sequence[str], config: ModelConfig, seed: int) -> Policy:
+def make_policy(documents: Iterable[str], config: ModelConfig, seed: int) -> Policy:
     """An untrained model with a tokenizer that has learnt its merges from ``documents``."""
     tokenizer = train_tokenizer(documents, config.vocabulary)
     shape = llama_of(
@@ -53,7 +60,7 @@ def llama_of(config: ModelConfig, vocabulary: int, **ids: Any) -> LlamaConfig:
     )
 
 
-def train_tokenizer(documents: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: any text goes in and comes out unchanged."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -64,7 +71,7 @@ def train_tokenizer(documents: Sequence[str], vocabulary: int) -> PreTrainedToke
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(documents, trainer)
+    bpe.train_from_iterator((piece for document in documents for piece, _ in _pieces(document)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token=PAD_TOKEN, eos_token=EOS_TOKEN, clean_up_tokenization_spaces=False
     )
@@ -73,21 +80,21 @@ def train_tokenizer(documents: Sequence[str], vocabulary: int) -> PreTrainedToke
 @in_one_precision
 def train_pretrain(
     policy: Policy,
-    documents: Sequence[str],
-    heldout: Sequence[str],
+    blocks: Sequence[Rendered],
+    heldout: Sequence[Rendered],
     config: PretrainConfig,
     seed: int,
     log: Log,
 ) -> Metrics:
-    """Train on every token of the documents; returns ``eval_loss`` (nats a token) where there is held-out text."""
-    blocks = _blocks(policy, documents, config.block)
+    """Train on every token of the blocks but the first; returns ``eval_loss`` (nats a token) where there is held-out
+    text."""
     if not blocks:
         raise ValueError("there is no text to pretrain on; give files in pretrain.files")
     batch_size = max(1, config.batch_tokens // config.block)
     return fit(
         policy.model,
         blocks,
-        _blocks(policy, heldout, config.block),
+        heldout,
         config,
         batch_size=batch_size,
         steps=max(1, config.tokens // (batch_size * config.block)),
@@ -96,18 +103,44 @@ def train_pretrain(
     )
 
 
-def _blocks(policy: Policy, documents: Sequence[str], length: int) -> list[Rendered]:
-    """The documents end to end, an eos after each, cut into sequences of ``length`` tokens."""
-    if not documents:
-        return []
-    stream = [
-        token
-        for ids in policy.tokenizer(list(documents), add_special_tokens=False)["input_ids"]
-        for token in [*ids, policy.chat.eos_id]
-    ]
-    starts = range(0, max(1, len(stream) - length + 1), length)
-    return [
-        Rendered(ids, [False] + [True] * (len(ids) - 1))
-        for ids in (stream[start : start + length] for start in starts)
-        if len(ids) > 1
-    ]
+def blocks_of(policy: Policy, documents: Iterable[str], length: int) -> Iterator[Rendered]:
+    """The documents end to end, an eos after each, cut into sequences of ``length`` tokens.
+
+    What is left at the end is left out, unless it is all there is. Of a sequence every token but the first is learnt.
+    """
+    left, cut = list[int](), False
+    for ids in _tokenised(policy, documents):
+        left += ids
+        starts = range(0, len(left) - length + 1, length)
+        for start in starts if length > 1 else ():
+            cut = True
+            yield _block(left[start : start + length])
+        del left[: len(starts) * length]
+    if len(left) > 1 and not cut:
+        yield _block(left)
+
+
+def _tokenised(policy: Policy, documents: Iterable[str]) -> Iterator[list[int]]:
+    """The ids of each piece, and the eos after a document's last."""
+    every = (piece for document in documents for piece in _pieces(document))
+    while some := list(islice(every, AT_ONCE)):
+        found = policy.tokenizer([piece for piece, _ in some], add_special_tokens=False)["input_ids"]
+        for ids, (_, last) in zip(found, some, strict=True):
+            yield [*ids, policy.chat.eos_id] if last else ids
+
+
+def _pieces(document: str) -> Iterator[tuple[str, bool]]:
+    """A document's parts, and whether it is the last: a tokenizer takes 100 times a text's memory and more.
+
+    Our own tokenizer reads the parts as it reads the whole, for a word of it may begin with white space, but none has
+    any behind a letter or digit [Radford et al. 2019, the pattern of GPT-2].
+    """
+    start = 0
+    while end := _WORD_ENDS.search(document, start + PIECE):
+        yield document[start : end.end()], False
+        start = end.end()
+    yield document[start:], True
+
+
+def _block(ids: list[int]) -> Rendered:
+    return Rendered(ids, [False] + [True] * (len(ids) - 1))
