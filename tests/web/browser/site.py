@@ -68,6 +68,9 @@ class Site:
         """Signed in where ``name`` is given."""
         context = self._browser.new_context(**({"reduced_motion": "reduce"} | options))
         context.set_default_timeout(SECONDS)
+        # A page hears that its requests are held up only when it is not busy, and goes on asking the server until then:
+        # what a test holds up later must find it listening.
+        context.route("**/nothing-asks-for-this", lost)
         self._contexts.append(context)
         if name:
             self.people.ensure(name, role)
