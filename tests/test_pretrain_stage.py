@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.memory import peak
 from tests.runs import MODEL
 from tests.training.test_pretrain import plain_blocks
 
@@ -146,15 +146,16 @@ def test_memory_hardly_grows_with_the_number_of_documents(tmp_path: Path, monkey
         monkeypatch.setattr(part, "AT_ONCE", 50)
     peaks = []
     for count in (50, 500, 2000):
-        project = tmp_path / str(count)
-        writer = StageWriter(project / "runs" / "run" / "pretrain")
+        writer = StageWriter(tmp_path / str(count) / "runs" / "run" / "pretrain")
         writer.folder.mkdir(parents=True)
-        with Store.open(project / "feedback.db") as opened:
+        with Store.open(tmp_path / str(count) / "feedback.db") as opened:
             show(opened, range(count))
-            tracemalloc.start()
-            data = prepare(make_recipe(MODEL), opened, project)
-            stages.pretrain(Context(make_recipe(MODEL), writer.folder.parent, data, opened), writer)
-            peaks.append(tracemalloc.get_traced_memory()[1])
-            tracemalloc.stop()
+            peaks.append(peak(lambda opened=opened, writer=writer: first_step(opened, writer)))
     # 1,250 documents and 1,500 prompts more; the tokens as lists would be 700,000 bytes.
     assert peaks[2] - peaks[1] < 1500 * 150, peaks
+
+
+def first_step(opened: Store, writer: StageWriter) -> None:
+    run = writer.folder.parent
+    data = prepare(make_recipe(MODEL), opened, run.parent.parent)
+    stages.pretrain(Context(make_recipe(MODEL), run, data, opened), writer)

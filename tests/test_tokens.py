@@ -6,13 +6,13 @@ import random
 import subprocess
 import sys
 import threading
-import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.memory import peak
 from tests.toys import CHATML, byte_tokenizer
 from transformers import AutoTokenizer
 
@@ -217,16 +217,6 @@ def test_who_reads_goes_on_reading_while_they_are_made_again(tmp_path: Path) -> 
     assert list(found) == before
 
 
-def _peak(work: Callable[[], Any]) -> int:
-    """Bytes that Python and NumPy held at a time; a memory map is not among them."""
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def test_memory_does_not_grow_with_the_number_of_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "CHUNK", 1 << 10)
     one = Rendered(list(range(1000, 1020)), [False] * 10 + [True] * 10)
@@ -235,11 +225,11 @@ def test_memory_does_not_grow_with_the_number_of_sequences(tmp_path: Path, monke
         return lambda _: (one for _ in range(count))
 
     cached_tokens(tmp_path, {}, make(1))  # what is imported and remembered the first time
-    few, many = (_peak(lambda n=n: cached_tokens(tmp_path, {"n": n}, make(n))) for n in (200, 20_000))
+    few, many = (peak(lambda n=n: cached_tokens(tmp_path, {"n": n}, make(n))) for n in (200, 20_000))
     assert many < few + 10_000
     kept = cached_tokens(tmp_path, {"n": 20_000}, make(0))
     assert len(kept) == 20_000
-    assert _peak(lambda: sum(map(len, kept))) < 20_000
+    assert peak(lambda: sum(map(len, kept))) < 20_000
 
 
 # The tokenizer's fingerprint

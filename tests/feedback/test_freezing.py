@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.memory import peak
 
 from prefloop.feedback import freezing, lazy, stored
 from prefloop.feedback import store as store_module
@@ -134,22 +134,12 @@ def test_few_bytes_of_a_judgement_are_in_memory(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(module, "AT_ONCE", 50)
     peaks: list[int] = []
     judged: list[int] = []
-    for prompts in (100, 1000):
+    for prompts in (10, 100, 1000):
         with Store.open(tmp_path / f"{prompts}.db") as store:
             store.add(everything(9, prompts))
             judged.append(len(freeze(store, "overall").judgements))
-            peaks.append(_peak(lambda store=store: freeze(store, "overall").write(tmp_path / "snapshot.jsonl")))
+            peaks.append(peak(lambda store=store: freeze(store, "overall").write(tmp_path / "snapshot.jsonl")))
             if prompts == 1000:
-                records = _peak(lambda store=store: snapshot(store, "overall").write(tmp_path / "snapshot.jsonl"))
-    assert judged[1] - judged[0] > 1000
-    assert peaks[1] - peaks[0] < 400 * (judged[1] - judged[0]) < (records - peaks[0]) / 5
-
-
-def _peak(work: Callable[[], None]) -> int:
-    work()  # what is remembered the first time
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+                records = peak(lambda store=store: snapshot(store, "overall").write(tmp_path / "snapshot.jsonl"))
+    assert judged[2] - judged[1] > 1000
+    assert peaks[2] - peaks[1] < 400 * (judged[2] - judged[1]) < (records - peaks[1]) / 5

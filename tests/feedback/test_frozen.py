@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import random
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.memory import peak
 
 from prefloop.feedback import frozen
 from prefloop.feedback.aggregate import Snapshot, read_snapshot, snapshot
@@ -130,20 +129,10 @@ def test_the_file_is_closed_when_nobody_reads_it_any_more(store: Store, tmp_path
 def test_no_texts_are_kept(store: Store, tmp_path: Path) -> None:
     """Peaks of texts of 3 and of 10,000 characters differ by some of the latter, not by the 1.5 million of all."""
     peaks = []
-    for length in (3, 10_000):
+    for length in (1, 3, 10_000):
         path = tmp_path / f"{length}.jsonl"
         with Store.open(tmp_path / f"{length}.db") as own:
             written(own, path, 4, length=length)
         assert path.stat().st_size > 100 * length
-        peaks.append(_peak(lambda path=path: [len(one.wins) for one in Frozen(path).comparisons()]))
-    assert peaks[1] < peaks[0] + 60 * 10_000
-
-
-def _peak(work: Callable[[], Any]) -> int:
-    work()  # what is remembered the first time
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+        peaks.append(peak(lambda path=path: [len(one.wins) for one in Frozen(path).comparisons()]))
+    assert peaks[2] < peaks[1] + 60 * 10_000

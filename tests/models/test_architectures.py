@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.rollout.test_sampler import slow_sample
+from tests.rollout.slow import slow_sample
 from tests.toys import PAD, byte_tokenizer, gpt2, llama, naive_log_probs, parameters, random_sequences, same
 from tests.zoo import BODY, CONTEXT, LLAMA, WINDOW, WITHOUT_CLASSIFIER, ZOO, save
 from transformers import (

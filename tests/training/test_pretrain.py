@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.memory import peak
 from tests.toys import naive_log_probs, parameters, policy, same
 
 from prefloop.chat import Rendered
@@ -116,14 +116,8 @@ def test_a_tokenizer_learns_the_same_of_pieces_and_of_the_whole(monkeypatch: pyt
 
 
 def test_memory_does_not_grow_with_the_number_of_documents() -> None:
-    made, peaks = policy(), []
-    for count in (10, 500, 10_000):
-        tracemalloc.start()
-        cut = sum(1 for _ in blocks_of(made, (f"{number:05d} words" for number in range(count)), 64))
-        train_tokenizer((f"{number % 7} {'word ' * 20}" for number in range(count)), 300)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-        assert cut == count * 12 // 64
+    made = policy()
+    peaks = [peak(lambda count=count: read(made, count)) for count in (10, 500, 10_000)]
     # 9,500 documents more: as a list at least 600,000 bytes. Of garbage there is more or less.
     assert peaks[2] < peaks[1] + 100_000, peaks
 
@@ -170,3 +164,9 @@ def test_every_pretraining_token_but_the_first_is_learnt_and_documents_end_with_
     expected = -float(naive_log_probs(policy().model, Rendered(ids, [False] + [True] * 5)).mean())
     assert lines[0]["loss"] == pytest.approx(expected, abs=1e-4)
     assert math.isfinite(expected)
+
+
+def read(made: Policy, count: int) -> None:
+    cut = sum(1 for _ in blocks_of(made, (f"{number:05d} words" for number in range(count)), 64))
+    train_tokenizer((f"{number % 7} {'word ' * 20}" for number in range(count)), 300)
+    assert cut == count * 12 // 64

@@ -68,8 +68,8 @@ class Site:
         """Signed in where ``name`` is given."""
         context = self._browser.new_context(**({"reduced_motion": "reduce"} | options))
         context.set_default_timeout(SECONDS)
-        # A page hears that its requests are held up only when it is not busy, and goes on asking the server until then:
-        # what a test holds up later must find it listening.
+        # A page that is busy hears late that its requests are held up, and goes on asking the server until then. So
+        # it is told before there is anything to hold up.
         context.route("**/nothing-asks-for-this", lost)
         self._contexts.append(context)
         if name:
