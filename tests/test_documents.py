@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,29 @@ def test_files_are_documents_in_their_order(tmp_path: Path) -> None:
     assert list(TextFiles(["b.txt", "a.txt", "b.txt"], tmp_path)) == ["b é\nend", "a é\nend", "b é\nend"]
 
 
-@pytest.mark.parametrize("content", ["longer than it was", "Text"], ids=["size", "time"])
-def test_a_file_that_is_changed_meanwhile_is_refused(tmp_path: Path, content: str) -> None:
+def written_over(path: Path) -> None:
+    path.write_text("longer than it was", encoding="utf-8")
+
+
+def written_at_another_time(path: Path) -> None:
+    path.write_text("Text", encoding="utf-8")
+    os.utime(path, ns=(1, 1))
+
+
+def replaced_by_one_as_old(path: Path) -> None:
+    """As ``cp -p`` and ``rsync -t`` do it."""
+    before, other = path.stat(), path.with_suffix(".new")
+    other.write_text("Text", encoding="utf-8")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [written_over, written_at_another_time, replaced_by_one_as_old])
+def test_a_file_that_is_changed_meanwhile_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
     (tmp_path / "a.txt").write_text("text", encoding="utf-8")
     found = TextFiles(["a.txt"], tmp_path)
     assert found[0] == "text"
-    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
-    os.utime(tmp_path / "a.txt", ns=(1, 1))
+    change(tmp_path / "a.txt")
     with pytest.raises(ValueError, match=r"pretrain\.files: a\.txt was changed while the run read it"):
         list(found)
     (tmp_path / "a.txt").unlink()

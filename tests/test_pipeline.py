@@ -49,6 +49,15 @@ def replayed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # What a run leaves
 
 
+def test_memory_is_handed_back_after_each_stage(
+    tmp_path: Path, replayed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[None] = []
+    monkeypatch.setattr(pipeline, "hand_back", lambda: handed.append(None))
+    ran = run(tiny(), tmp_path)
+    assert len(handed) == len(ran.done) > 5
+
+
 def test_the_run_folder_is_whole(finished: Path) -> None:
     folder = finished / "runs" / "tiny"
     assert {path.name for path in folder.iterdir()} == {

@@ -48,7 +48,9 @@ def main() -> None:
     """Run the command line; what the user can mend is one clear message, not a traceback."""
     warnings.showwarning = _warn
     before = gc.get_threshold()
-    gc.set_threshold(100_000)  # not 700: looking for garbage is a fifth of importing torch and transformers
+    # Not 700: looking for garbage is a fifth of importing torch and transformers. It stays so, for training leaves no
+    # tensors in cycles.
+    gc.set_threshold(100_000)
     try:
         app(prog_name="prefloop")
     except (ValueError, OSError) as error:

@@ -17,8 +17,8 @@ from prefloop.documents import Dialogues, TextFiles
 from prefloop.feedback.aggregate import Comparison, snapshot
 from prefloop.feedback.formats import import_file
 from prefloop.feedback.frozen import chosen, prompts_of
+from prefloop.feedback.keys import Ints, ordered
 from prefloop.feedback.lazy import (
-    Ints,
     Pair,
     answered_at,
     demonstrations_at,
@@ -178,13 +178,8 @@ def _placed(recipe: Recipe, store: Store) -> tuple[dict[str, Ints], bytes]:
     at, part = np.array(places, np.int64), np.array(parts, np.uint8)
     part_at = np.full(at.max(initial=0) + 1, len(PARTS), np.uint8)
     part_at[at] = part
-    order = _order(keys)  # by hash, not in the order of import: the first N are then of every file
+    _, order = ordered(keys)  # by hash, not in the order of import: the first N are then of every file
     return {name: at[order][part[order] == number] for number, name in enumerate(PARTS)}, part_at.tobytes()
-
-
-def _order(keys: bytes | bytearray) -> Ints:
-    """What sorts keys of 16 bytes; equal ones stay as they are."""
-    return np.lexsort(np.frombuffer(keys, ">u8").reshape(-1, 2).T[::-1])
 
 
 def _written(recipe: Recipe, store: Store, part_at: bytes) -> dict[str, Ints]:
@@ -241,7 +236,7 @@ def _store_text(
         Dialogues(answered_at(store, given[part]), dialogues_at(store, written[part]))
         for part in ("train", "heldout")
     )
-    return train, heldout if train else []
+    return train, heldout
 
 
 def _given(store: Store, part_at: bytes) -> dict[str, Ints]:
@@ -253,7 +248,7 @@ def _given(store: Store, part_at: bytes) -> dict[str, Ints]:
                 places.append(number)
                 parts.append(part_at[prompt])
                 keys += bytes.fromhex(prompt_id)
-    order = _order(keys)
+    _, order = ordered(keys)
     at, part = np.array(places, np.int64)[order], np.array(parts, np.uint8)[order]
     return {name: at[part == number] for number, name in enumerate(PARTS)}
 

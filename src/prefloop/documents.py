@@ -71,10 +71,10 @@ class _File:
             raise ValueError(f"pretrain.files: {self._name} was changed while the run read it. Run again")
         return text
 
-    def _stamped(self) -> tuple[str, tuple[int, int]]:
+    def _stamped(self) -> tuple[str, tuple[int, ...]]:
         """The text, and what changes when it does."""
         try:
             text, found = self._path.read_text(encoding="utf-8"), self._path.stat()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"pretrain.files: cannot read {self._name} as UTF-8 text: {error}") from None
-        return text, (found.st_size, found.st_mtime_ns)
+        return text, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)

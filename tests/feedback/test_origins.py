@@ -7,8 +7,9 @@ import pytest
 from scipy.special import expit, stdtrit
 from tests.feedback.simulation import make_votes
 
+from prefloop.feedback.keys import Ints
 from prefloop.feedback.origins import compare_origins, short_names
-from prefloop.feedback.pairs import Floats, Ints, PairVotes
+from prefloop.feedback.pairs import Floats, PairVotes
 from prefloop.feedback.scores import PRIOR_SD
 
 STRENGTH = np.array([1.0, 0.4, -0.2, -1.2])

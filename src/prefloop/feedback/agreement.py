@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .intervals import Estimate, wilson
-from .pairs import Floats, Ints, PairVotes, sums
+from .keys import Ints
+from .pairs import Floats, PairVotes, sums
 
 REPLICATES = 2000
 """Bootstrap samples."""

@@ -34,7 +34,8 @@ from scipy.special import expit, ndtri
 from .agreement import REPLICATES, percentiles, resampled
 from .features import FEATURES
 from .intervals import Estimate, Z
-from .pairs import Floats, Ints, PairVotes, sums
+from .keys import Ints
+from .pairs import Floats, PairVotes, sums
 
 OWN_POSITION_SD, OWN_LENGTH_SD = 0.5, 1.5
 """Prior standard deviations of what an annotator adds, in logits: 0.5 moves an even choice to 62 %, and so does 1.5

@@ -17,7 +17,8 @@ import numpy as np
 
 from .agreement import following
 from .intervals import Estimate, wilson
-from .pairs import Floats, Ints, PairVotes, sums
+from .keys import Ints
+from .pairs import Floats, PairVotes, sums
 
 ALPHA = 0.05
 """How often a panel of careful annotators has somebody suspected for answering like a coin."""

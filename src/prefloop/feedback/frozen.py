@@ -24,8 +24,8 @@ from .aggregate import (
     snapshot_hash,
     votes,
 )
-from .keys import Keys, find, id_of, ids_of, key_of, ordered
-from .pairs import Codes, Ints
+from .keys import Ints, Keys, find, id_of, ids_of, key_of, ordered
+from .pairs import Codes
 from .records import Judgement, Prompt, Split
 from .stored import AT_ONCE
 

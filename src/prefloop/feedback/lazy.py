@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
-import numpy as np
-import numpy.typing as npt
 import sqlalchemy as sa
 
+from .keys import Ints
 from .records import Completion, Judgement, Message, Prompt
 from .store import Store
 from .stored import AT_ONCE, to_completion, to_judgement, to_prompt
 from .tables import COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS, PROMPTS
 
-Ints = npt.NDArray[np.int64]
 Pair = tuple[Prompt, str]
 """A prompt and an answer to it."""
 Dialogue = list[Message]

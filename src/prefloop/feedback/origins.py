@@ -23,7 +23,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, stdtrit
 
 from .intervals import Estimate, clustered_wilson
-from .pairs import Floats, Ints, PairVotes, sums
+from .keys import Ints
+from .pairs import Floats, PairVotes, sums
 from .scores import PRIOR_SD
 
 MOST_ORIGINS = 100

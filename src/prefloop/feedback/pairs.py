@@ -17,10 +17,9 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .keys import Keys, as_array, find, key_of
+from .keys import Ints, Keys, as_array, find, key_of
 from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Column = TypeVar("Column", np.int64, np.bytes_)
 _AT_ONCE = 10_000

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .features import FEATURES, features
-from .pairs import Codes, Floats, Ints, Numbered, PairCollector, PairVotes, Rankings, in_order
+from .keys import Ints
+from .pairs import Codes, Floats, Numbered, PairCollector, PairVotes, Rankings, in_order
 from .store import Store
 
 

@@ -44,7 +44,8 @@ from scipy.special import expit, logit, logsumexp, ndtr, softmax
 
 from .agreement import following
 from .intervals import Estimate
-from .pairs import Floats, Ints, PairVotes
+from .keys import Ints
+from .pairs import Floats, PairVotes
 
 SPREAD = 2.0
 """The prior's median of σ, in logits: two annotators with η = 1 then agree in 70 % of cases, about as often as

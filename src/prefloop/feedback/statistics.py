@@ -18,8 +18,9 @@ from .arms import Arms, compare_arms
 from .bias import Bias, bias, leanings
 from .clickers import coin_evidence, coin_suspicions, gold_suspicion, side_suspicion, speed_suspicion
 from .intervals import Estimate, clustered_wilson, effective_number, wilson
+from .keys import Ints
 from .origins import Origin, compare_origins
-from .pairs import Floats, Ints, PairVotes
+from .pairs import Floats, PairVotes
 from .reading import Answers, Said, read
 from .reliability import Reliability, crowd_bt
 from .sample_size import Needed, votes_still_needed

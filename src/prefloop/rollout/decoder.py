@@ -131,6 +131,7 @@ def casting_once(model: Any) -> Iterator[None]:
 
 
 def _passes(prompts: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
+    """Prompts, longest first, that are read together: `PASS` tokens at most, or one prompt."""
     while prompts:
         count = max(1, PASS // len(prompts[0]))
         yield prompts[:count]
@@ -164,7 +165,7 @@ class Decoder:
         if answers > 1:
             self.keep(torch.arange(len(prompts), device=device).repeat_interleave(answers))
         for more in others:
-            self._enter(more, answers)
+            self.enter(more, answers)
 
     def advance(self, tokens: Int[Tensor, " B"]) -> None:
         """Read one more token of each row."""
@@ -190,10 +191,6 @@ class Decoder:
 
         No prompt may be longer than any that came before it.
         """
-        for part in _passes(prompts):
-            self._enter(part, answers)
-
-    def _enter(self, prompts: Sequence[list[int]], answers: int) -> None:
         new, rows = Decoder(self._model, prompts, answers), self.running.nonzero()[:, 0]
         # Columns that no running row has a token in are dropped, as long as the newcomers have room.
         first = int(torch.cat([self._starts[rows], self._starts.new_tensor([self._width - new._width])]).min())

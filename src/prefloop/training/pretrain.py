@@ -24,7 +24,7 @@ AT_ONCE = 256
 """Pieces of text that are tokenised together."""
 PIECE = 1 << 11
 """Characters of a piece, and those up to the end of a word."""
-_WORD_ENDS = re.compile(r"\w(?=[ \n])")
+_WORD_ENDS = re.compile(r"\S(?=[ \n])")
 
 
 def make_policy(documents: Iterable[str], config: ModelConfig, seed: int) -> Policy:
@@ -133,7 +133,7 @@ def _pieces(document: str) -> Iterator[tuple[str, bool]]:
     """A document's parts, and whether it is the last: a tokenizer takes 100 times a text's memory and more.
 
     Our own tokenizer reads the parts as it reads the whole, for a word of it may begin with white space, but none has
-    any behind a letter or digit [Radford et al. 2019, the pattern of GPT-2].
+    any behind another character [Radford et al. 2019, the pattern of GPT-2].
     """
     start = 0
     while end := _WORD_ENDS.search(document, start + PIECE):
