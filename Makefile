@@ -3,7 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGE := $(VENV)/.package
 STAMP := $(VENV)/.installed
+# What is imported is compiled then; pip would compile all of torch.
+INSTALL = $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 ARGS ?=
 
 .PHONY: demo test check format bench install clean help
@@ -11,14 +14,18 @@ ARGS ?=
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(STAMP): pyproject.toml constraints.txt
+$(PACKAGE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) .
+	touch $(PACKAGE)
+
+$(STAMP): $(PACKAGE)
+	$(INSTALL) '.[dev]'
 	touch $(STAMP)
 
 install: $(STAMP)  ## Make .venv with everything that development needs
 
-demo: $(STAMP)  ## Run the whole loop on the embedded world (ARGS="--seed 1 --algorithm ppo")
+demo: $(PACKAGE)  ## Run the whole loop on the embedded world (ARGS="--seed 1 --algorithm ppo")
 	$(BIN)/prefloop demo $(ARGS)
 
 test: $(STAMP)  ## Run all checks and tests
