@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from scipy.special import expit
 from prefloop.feedback.records import Completion, Judgement, Prompt
 from prefloop.feedback.statistics import statistics
 from prefloop.feedback.store import Store
+from prefloop.runs import peak_memory_mb
 
 WORDS = ("the", "quick", "answer", "explains", "what", "was", "asked", "and", "gives", "one", "reason", "for", "it")
 ANNOTATORS = 64
@@ -83,7 +83,7 @@ def main() -> None:
                 "records": read,
                 "reading_seconds": round(reading, 1),
                 "statistics_seconds": round(seconds, 1),
-                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "peak_mb": round(peak_memory_mb()),
             }
         )
     )

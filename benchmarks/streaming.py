@@ -26,9 +26,7 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -48,7 +46,7 @@ from prefloop.feedback.store import AnyRecord, Store
 from prefloop.labelling import judged_so_far
 from prefloop.models.precision import computing_in
 from prefloop.recipes import make_recipe
-from prefloop.runs import StageWriter, read_lines, write_json
+from prefloop.runs import StageWriter, peak_memory_mb, read_lines, write_json
 from prefloop.stages import STAGES
 from prefloop.training.loop import Metrics
 from prefloop.training.pretrain import make_policy
@@ -125,7 +123,7 @@ def make_project(folder: Path, what: str, rows: int, seed: int) -> None:
 
 def freeze(folder: Path, weights: str) -> dict[str, float]:
     """What the pipeline does before the stage ``label``, and the stage, in this process: its seconds and memory."""
-    before = peak_megabytes()
+    before = peak_memory_mb()
     recipe = make_recipe({"name": "run", "label": {"weights": weights}})
     writer = StageWriter(folder / "runs" / "run" / "label")
     shutil.rmtree(writer.folder, ignore_errors=True)
@@ -144,13 +142,13 @@ def freeze(folder: Path, weights: str) -> dict[str, float]:
         "write": clock[2] - clock[1],
         "processor": time.process_time() - used,
         "before": before,
-        "peak": peak_megabytes(),
+        "peak": peak_memory_mb(),
     }
 
 
 def train(folder: Path, stage: str, rows: int, steps: int, seed: int) -> dict[str, float]:
     """A stage in this process: its seconds and memory."""
-    before = peak_megabytes()
+    before = peak_memory_mb()
     recipe = make_recipe({"name": "run", "seed": seed, **settings(folder, stage, rows, steps)})
     writer = StageWriter(folder / "runs" / "run" / stage)
     writer.folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +169,7 @@ def train(folder: Path, stage: str, rows: int, steps: int, seed: int) -> dict[st
         "train": trained,
         "processor": time.process_time() - used,
         "before": before,
-        "peak": peak_megabytes(),
+        "peak": peak_memory_mb(),
         "eval_loss": lines[-1]["eval_loss"],
     }
 
@@ -182,11 +180,6 @@ def settings(folder: Path, stage: str, rows: int, steps: int) -> dict[str, Any]:
         return {"model": SHAPE, "pretrain": {"tokens": steps * size, "batch_tokens": size, "block": BLOCK}}
     epochs = {"batch_size": BATCH, "epochs": steps * BATCH / rows}
     return {"model": {"path": str(folder / "model")}, stage: epochs}
-
-
-def peak_megabytes() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 1000)
 
 
 def alone(work: Callable[..., T], *given: Any) -> T:

@@ -50,6 +50,12 @@ def test_what_is_imported_is_not_searched_for_garbage(before: str) -> None:
     assert done.stdout.split() == ["True", str(before == "enable"), "True"]
 
 
+def test_no_database_is_imported_for_lists() -> None:
+    program = "import sys, prefloop\nprefloop.load\nprint('torch' in sys.modules, 'sqlalchemy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 # Training
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,6 +49,14 @@ def test_a_manifest_says_what_was_made_from_what(tmp_path: Path) -> None:
     assert manifest["seconds"] >= 0
     assert manifest["peak_memory_mb"] > 10
     assert {"python", "prefloop", "torch", "transformers"} <= manifest["versions"].keys()
+
+
+def test_peak_memory_is_of_this_process_alone() -> None:
+    """Not of a larger one that started it; and what was held and given back counts."""
+    child = "held = bytearray(150 << 20); del held; from prefloop.runs import peak_memory_mb; print(peak_memory_mb())"
+    parent = f"import subprocess, sys; held = bytearray(400 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 150 < float(done.stdout) < 350
 
 
 def fail(runs: RunFolder, error: type[BaseException]) -> None:

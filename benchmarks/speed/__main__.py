@@ -33,6 +33,8 @@ from benchmarks.speed.results import Row, Turn, line, summarise, write
 PEERS = {"sft": "1.16.0", "reward": "1.16.0", "dpo": "1.16.0", "ppo": "1.12.0"}
 """TRL's release for each work."""
 DATA = Path(__file__).parents[2] / "../shared/data/hh-rlhf-harmless.jsonl"
+SHORT = 8
+"""Optimiser steps in which a setting of TRL's is tried."""
 WORKS = ("sft", "reward", "dpo", "ppo", "ppo-separate", "sample")
 
 
@@ -113,7 +115,8 @@ def fastest(peer: Path, job: Job, folder: Path) -> dict[str, Any]:
     if job.work == "sft":  # as many optimiser steps as without packing
         batch = max(1, round(items_of(job) / LONGEST / (job.count / job.batch_size)))
         tried += [one | {"packing": True, "packed_batch": batch} for one in precisions]
-    short = replace(job, iterations=2)
+    rows = job.count if job.work == "ppo" else min(job.count, SHORT * job.batch_size)
+    short = replace(job, iterations=2, count=rows)
     rates = [
         run(peer, "trl_worker", replace(short, setting=one), folder / "logs" / f"trl-{job.work}-{number}.log").steady
         for number, one in enumerate(tried)

@@ -14,6 +14,9 @@ import torch
 from benchmarks.speed.jobs import Timing
 from benchmarks.speed.plot import plot
 
+ORDER = ("tiny", "small", "gpt2", "sft", "reward", "dpo", "ppo", "ppo-separate", "sample")
+"""Of the table: sizes, and the works of each."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -123,6 +126,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     measured = {(row["work"], row["size"]) for row in new}
     if path.exists() and (before := json.loads(path.read_text(encoding="utf-8")))["machine"] == machine():
         new = [row for row in before["rows"] if (row["work"], row["size"]) not in measured] + new
+    new.sort(key=lambda row: (ORDER.index(row["size"]), ORDER.index(row["work"])))
     path.write_text(json.dumps({"machine": machine(), "rows": new}, indent=1) + "\n", encoding="utf-8")
     every = [Row(**row) for row in new]
     path.with_suffix(".md").write_text("\n".join([machine(), "", *HEAD, *map(line, every)]) + "\n", encoding="utf-8")

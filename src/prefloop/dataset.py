@@ -15,8 +15,9 @@ import numpy as np
 from prefloop.demo.world import WORLDS, World
 from prefloop.documents import Dialogues, TextFiles
 from prefloop.feedback.aggregate import Comparison, snapshot
+from prefloop.feedback.elsewhere import chosen
 from prefloop.feedback.formats import import_file
-from prefloop.feedback.frozen import chosen, prompts_of
+from prefloop.feedback.frozen import prompts_of
 from prefloop.feedback.keys import Ints, ordered
 from prefloop.feedback.lazy import (
     Pair,

@@ -154,8 +154,8 @@ def test_a_hundred_thousand_judgements_take_seconds() -> None:
     columns = (prompt, who, 2 * prompt, 2 * prompt + 1, rng.choice([0, 0.5, 1], 2 * n))
     rows = list(zip(*(column.tolist() for column in columns), strict=True))
     votes = make_votes(rows, 60)
-    started = time.perf_counter()
+    started = time.process_time()
     found = agreement(votes)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert found.alpha is not None
     assert found.alpha["low"] < 0 < found.alpha["high"]

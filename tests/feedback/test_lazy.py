@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from prefloop.feedback import lazy
-from prefloop.feedback.lazy import Ints, chosen, demonstrations_at, ids_of, prompts_at, texts_of
+from prefloop.feedback.elsewhere import chosen
+from prefloop.feedback.keys import Ints
+from prefloop.feedback.lazy import demonstrations_at, ids_of, prompts_at, texts_of
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Message, Prompt
 from prefloop.feedback.store import Store
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement, Prompt, Split, content_id, content_id_of
-from .store import Store
+
+if TYPE_CHECKING:  # a database need not be there for comparisons
+    from .store import Store
 
 _FORMAT = 1
 """The number of the snapshot's file format."""

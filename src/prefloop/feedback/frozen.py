@@ -24,16 +24,18 @@ from .aggregate import (
     snapshot_hash,
     votes,
 )
+from .elsewhere import Elsewhere
 from .keys import Ints, Keys, find, id_of, ids_of, key_of, ordered
 from .pairs import Codes
 from .records import Judgement, Prompt, Split
-from .stored import AT_ONCE
 
+AT_ONCE = 1000
+"""Judgements that are records at a time."""
 _SPLITS: tuple[Split | None, ...] = (None, "train", "heldout")
 _JUDGEMENT = b'{"judgement":'
 
 
-class FrozenComparisons(Sequence[Comparison]):
+class FrozenComparisons(Elsewhere[Comparison]):
     """Those of some prompts of a snapshot, made when they are asked for. A slice of them is another one."""
 
     def __init__(self, frozen: Frozen, prompts: Ints, weights: Mapping[str, float]) -> None:
@@ -203,11 +205,6 @@ class _Lines:
         """A completion's, which was read before."""
         found: str = json.loads(self[number])["completion"]["text"]
         return found
-
-
-def chosen(found: Sequence[Comparison], indices: Sequence[int]) -> Sequence[Comparison]:
-    """Some of the comparisons."""
-    return found.chosen(indices) if isinstance(found, FrozenComparisons) else [found[index] for index in indices]
 
 
 def prompts_of(found: Iterable[Comparison]) -> Iterator[tuple[str, Split | None]]:

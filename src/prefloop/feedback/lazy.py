@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import sqlalchemy as sa
 
+from .elsewhere import Elsewhere
 from .keys import Ints
 from .records import Completion, Judgement, Message, Prompt
 from .store import Store
@@ -30,7 +31,7 @@ class View(Generic[T]):
     make: Callable[[sa.RowMapping], T]
 
 
-class Stored(Sequence[T]):
+class Stored(Elsewhere[T]):
     """Records at some places of a table (``seq``), in the order of the places. A slice of them is another one.
 
     Rows never change, so these are always the same records. Whoever needs them again and again makes a list.
@@ -128,11 +129,6 @@ def dialogues_at(store: Store, places: Ints) -> Stored[Dialogue]:
 def answered_at(store: Store, places: Ints) -> Stored[Dialogue]:
     """Completions, each as the last turn of its conversation."""
     return Stored(store, places, _dialogues(COMPLETIONS))
-
-
-def chosen(records: Sequence[T], indices: Sequence[int]) -> Iterable[T]:
-    """Some of the records; where they are in the store, they are read page by page."""
-    return records.chosen(indices) if isinstance(records, Stored) else [records[index] for index in indices]
 
 
 def ids_of(prompts: Sequence[Prompt]) -> Iterable[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from prefloop.algorithms.kl import kl_estimate
 from prefloop.algorithms.masked import masked_mean
 from prefloop.config import OnPolicyConfig
-from prefloop.feedback.lazy import chosen
+from prefloop.feedback.elsewhere import chosen
 from prefloop.feedback.records import Prompt
 from prefloop.policy import Policy
 from prefloop.rollout.batch import Rollout
