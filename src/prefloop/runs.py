@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -152,9 +153,10 @@ def versions() -> dict[str, str]:
 
 def peak_memory_mb() -> float:
     """The most memory that this process has held so far, MiB."""
-    if sys.platform == "linux":  # whose getrusage counts what the process held that started this one
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    status = Path("/proc/self/status")
+    # Linux's getrusage would count what the process held that started this one.
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))):
+        return int(found[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024**2 if sys.platform == "darwin" else 1024)
 
