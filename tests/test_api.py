@@ -40,14 +40,18 @@ def state(policy: Policy | RewardModel) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("before", ["enable", "disable"])
-def test_what_is_imported_is_not_searched_for_garbage(before: str) -> None:
+def test_what_is_imported_is_not_searched_for_garbage(before: str, base: Policy, tmp_path: Path) -> None:
+    base.save(tmp_path)
     program = (
         f"import gc, sys\ngc.{before}()\nimport prefloop\nassert 'torch' not in sys.modules\nseen = []\n"
-        "gc.callbacks.append(lambda phase, _: seen.append(phase))\nprefloop.load\ngc.callbacks.clear()\n"
-        "print('torch' in sys.modules, gc.isenabled(), len(seen) < 50)"
+        "gc.callbacks.append(lambda phase, _: seen.append(phase))\n"
+        "load = prefloop.load\nprint('torch' in sys.modules, gc.isenabled(), len(seen) < 50)\n"
+        "architecture = 'transformers.models.llama.modeling_llama'\nassert architecture not in sys.modules\n"
+        f"seen.clear()\nload({str(tmp_path)!r})\ngc.callbacks.clear()\n"
+        "print(architecture in sys.modules, gc.isenabled(), len(seen) < 50)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", str(before == "enable"), "True"]
+    assert done.stdout.split() == ["True", str(before == "enable"), "True"] * 2
 
 
 def test_no_database_is_imported_for_lists() -> None:

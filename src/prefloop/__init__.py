@@ -6,9 +6,9 @@ result = prefloop.ppo(policy, prompts, reward=lambda prompt, response: len(respo
 print(result.policy.generate("Why is the sky blue?"))
 """
 
-import gc
-import sys
 from typing import TYPE_CHECKING, Any
+
+from prefloop.garbage import uncollected
 
 __version__ = "0.1.0"
 __all__ = [
@@ -59,19 +59,7 @@ def __getattr__(name: str) -> Any:
     """Import torch when it is needed, not for ``prefloop --help``."""
     if name not in __all__:
         raise AttributeError(f"module 'prefloop' has no attribute {name!r}")
-    if "prefloop.api" not in sys.modules:
-        _import_api()
-    from prefloop import api
+    with uncollected():
+        from prefloop import api
 
     return getattr(api, name)
-
-
-def _import_api() -> None:
-    """Without looking for garbage among all that torch and transformers make: that is a fifth of the import."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        from prefloop import api  # noqa: F401
-    finally:
-        if collects:
-            gc.enable()

@@ -117,17 +117,17 @@ def test_where_there_are_no_units_the_model_is_not_asked(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("exact", "rounded", "ratio", "repeats"),
     [
-        ([0.06, 0.015, 0.012, *[0.011] * 5], [0.1, *[0.01] * 7], (1.0, 1.15), 6),
-        ([0.06, 0.04], [0.1, 0.01], (3.5, 4.5), 1),
-        ([0.01, 0.01], [0.01, 0.03], (0.3, 0.4), 1),
-        ([0.01, 0.015, 0.02], [0.01, 0.01, 0.005], (2.5, 3.5), 2),
+        ([0.015, 0.012, *[0.011] * 4], [0.1, *[0.01] * 6], (1.0, 1.15), 6),
+        ([0.04], [0.1, 0.01], (3.5, 4.5), 1),
+        ([0.01], [0.01, 0.03], (0.3, 0.4), 1),
+        ([0.015, 0.02], [0.01, 0.01, 0.005], (2.5, 3.5), 2),
     ],
 )
 def test_ratios_are_of_the_best_of_each(
     exact: list[float], rounded: list[float], ratio: tuple[float, float], repeats: int
 ) -> None:
-    """A moment in which the machine is busy changes nothing; nor does the first pass, which warms up, nor a wait.
-    Near the threshold there are more repeats."""
+    """A moment in which the machine is busy changes nothing; nor does bfloat16's first pass, for which code is
+    written, nor a wait. Near the threshold there are more repeats."""
     efforts = {torch.float32: iter(exact), torch.bfloat16: iter(rounded)}
     threads, calls = torch.get_num_threads(), Counter[torch.dtype]()
 
@@ -139,5 +139,5 @@ def test_ratios_are_of_the_best_of_each(
             pass
 
     assert ratio[0] < module._ratio(work) < ratio[1]
-    assert set(calls.values()) == {1 + repeats}
+    assert calls == {torch.float32: repeats, torch.bfloat16: 1 + repeats}
     assert torch.get_num_threads() == threads

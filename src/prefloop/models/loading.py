@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from prefloop.garbage import uncollected
 from prefloop.models.heads import RewardEnsemble, RewardModel, check_score
 
 PAD_TOKEN = "<|pad|>"
@@ -88,7 +89,8 @@ def load_pretrained(kind: Any, path: str | Path, device: str | None) -> tuple[An
 
 def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(path, **options)
+        with uncollected():  # the architecture is imported
+            return kind.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         folder = Path(path)
         found = (

@@ -26,7 +26,7 @@ from prefloop.training.comparisons import (
 from prefloop.training.encoding import KeptGroups
 from prefloop.training.loop import Log, Loss, Metrics, Optimiser, fitted, is_checkpoint, shuffled_batches, steps_in
 
-SHIFT_PROMPTS = 256
+SHIFT_PROMPTS = 64
 """Prompts whose answers say where 0 is, at most."""
 
 
