@@ -26,6 +26,8 @@ CUDA_BASE = 0.6 * GIB
 """Assumed of a GPU's memory: what the driver and the libraries take."""
 CODES = 0.18 * GIB
 """What a processor's library writes for the shapes that it meets in bfloat16 (docs/performance.md)."""
+PIECES: dict[Precision, float] = {"float32": 0.07 * GIB, "bfloat16": 0.25 * GIB}
+"""What a processor's allocator holds free at a peak, in pieces (docs/planning.md)."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _machine(asked: Asked, card: Card | None, base: float, precision: Precision)
         memory, name, base = card.gib * GIB, asked.gpu.upper(), CUDA_BASE
     else:
         memory, name = float(memory_of(device)), "this machine"
-        base = base + CODES * (precision == "bfloat16") if device.type == "cpu" else CUDA_BASE
+        base = base + CODES * (precision == "bfloat16") + PIECES[precision] if device.type == "cpu" else CUDA_BASE
     memory = memory if asked.memory is None else asked.memory * GIB
     return Machine(name, memory, base, room_on(device, memory), asked.gpus)
 
