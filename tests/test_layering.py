@@ -16,13 +16,14 @@ ALLOWED: dict[str, set[str]] = {
     # Data never imports torch; maths imports torch alone.
     "feedback": {"feedback"},
     "seeds": DATA,
+    "garbage": set(),
     "demo": {"demo", *DATA},
     "config": {"config"},
     "recipes": {"config"},
     "algorithms": {"algorithms"},
     # Machinery: maths and records.
     "chat": DATA,
-    "models": {"models", "chat", "algorithms", *DATA},
+    "models": {"models", "chat", "algorithms", "garbage", *DATA},
     "rollout": {"rollout", "models", "chat", "algorithms", *DATA},
     "policy": {"rollout", "models", "chat", *DATA},
     "training": {"training", "policy", "rollout", "models", "chat", "algorithms", "config", *DATA},
@@ -93,13 +94,13 @@ ALLOWED: dict[str, set[str]] = {
         "web",
     },
     "__main__": {"cli"},
-    "__init__": {"api"},
+    "__init__": {"api", "garbage"},
 }
 """Each part of the package, and the parts that it may import."""
 
 WITHOUT_TORCH = {
     *("feedback", "seeds", "demo", "labelers", "config", "recipes", "chat", "report", "runs", "console", "dataset"),
-    *("tokens", "documents"),
+    *("tokens", "documents", "garbage"),
     *("web", "client"),
 }
 TORCH_FAMILY = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "jaxtyping"}

@@ -6,6 +6,7 @@ result = prefloop.ppo(policy, prompts, reward=lambda prompt, response: len(respo
 print(result.policy.generate("Why is the sky blue?"))
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from prefloop.garbage import uncollected
@@ -59,7 +60,9 @@ def __getattr__(name: str) -> Any:
     """Import torch when it is needed, not for ``prefloop --help``."""
     if name not in __all__:
         raise AttributeError(f"module 'prefloop' has no attribute {name!r}")
-    with uncollected():
-        from prefloop import api
+    if "prefloop.api" not in sys.modules:
+        with uncollected():
+            from prefloop import api
+    from prefloop import api
 
     return getattr(api, name)

@@ -1,17 +1,22 @@
-"""Python's search for garbage, put off while modules are imported: they make much and throw nothing away."""
+"""Python's search for garbage, put off where much is made and little thrown away: while modules are imported."""
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_switch = threading.Lock()
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Within it Python does not look for garbage: a fifth of importing torch, transformers or an architecture."""
-    collects = gc.isenabled()
-    gc.disable()
+    with _switch:  # a thread that left between the two lines would leave it off for good
+        collects = gc.isenabled()
+        gc.disable()
     try:
         yield
     finally:
         if collects:
-            gc.enable()
+            with _switch:
+                gc.enable()

@@ -8,7 +8,7 @@ import pytest
 from tests.planning.test_work import AMOUNTS
 
 from prefloop.planning.advice import Change, advise
-from prefloop.planning.planner import Asked, Planner
+from prefloop.planning.planner import CODES, PIECES, Asked, Planner
 from prefloop.planning.prediction import GIB, USABLE, Machine
 from prefloop.planning.rates import Rates
 from prefloop.recipes import Recipe, make_recipe
@@ -23,9 +23,9 @@ TABLE: dict[str, Any] = {
 }
 
 
-def planner(gib: float, *settings: str, **asked: Any) -> Planner:
+def planner(gib: float, *settings: str, is_processor: bool = False, **asked: Any) -> Planner:
     """On a machine with so much memory; nothing is measured."""
-    machine = Machine("a machine", gib * GIB, base=0.3 * GIB, room=gib * GIB / 4, count=asked.get("gpus", 1))
+    machine = Machine("a machine", gib * GIB, 0.3 * GIB, gib * GIB / 4, asked.get("gpus", 1), is_processor)
     recipe = make_recipe(TABLE, settings)
     return Planner(recipe, Asked(**asked), AMOUNTS, machine, "float32", RATES, RATES)
 
@@ -37,6 +37,16 @@ def peak(found: Planner, recipe: Recipe) -> float:
 def applied(found: Planner, changes: list[Change]) -> Recipe:
     settings = [one for change in changes for one in change.settings]
     return make_recipe(found.recipe.model_dump(mode="json"), settings)
+
+
+@pytest.mark.parametrize(
+    ("precision", "overhead"), [("float32", PIECES["float32"]), ("bfloat16", PIECES["bfloat16"] + CODES)]
+)
+def test_a_processors_libraries_take_memory_by_precision(precision: str, overhead: float) -> None:
+    """Of the recipe that is asked about, not of the one that was planned first."""
+    recipe = make_recipe(TABLE, [f"precision={precision}"])
+    peaks = [peak(planner(64, is_processor=is_processor), recipe) for is_processor in (True, False)]
+    assert peaks[0] - peaks[1] == pytest.approx(overhead)
 
 
 def test_what_fits_needs_no_advice() -> None:

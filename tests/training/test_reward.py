@@ -318,6 +318,19 @@ def test_line_24_after_training_the_judged_answers_have_mean_zero() -> None:
     assert max(scores) - min(scores) > 0.1
 
 
+@pytest.mark.parametrize(("most", "asked"), [(7, range(7)), (6, range(0, 7, 2)), (3, range(0, 7, 3)), (1, [0])])
+def test_of_many_prompts_some_say_where_0_is(
+    monkeypatch: pytest.MonkeyPatch, most: int, asked: Sequence[int]
+) -> None:
+    monkeypatch.setattr(module, "SHIFT_PROMPTS", most)
+    made, data = reward_model(), groups(7)
+    train(made, data, centre_coef=0.0)
+    totals = [sum(scores_one_by_one(made, group.sequences)) for group in data]
+    assert len(asked) <= most
+    assert sum(totals[at] for at in asked) == pytest.approx(0.0, abs=1e-5)
+    assert len(asked) == 7 or abs(sum(totals)) > 1e-3
+
+
 def test_line_22_soft_votes_give_the_scores_that_made_them() -> None:
     """Votes of σ(r_i − r_j): the loss has its minimum where every difference is the true one."""
     sequences = random_sequences(50, [(4, 2), (4, 3), (4, 1), (4, 5)], VOCABULARY)

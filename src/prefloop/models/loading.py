@@ -89,7 +89,7 @@ def load_pretrained(kind: Any, path: str | Path, device: str | None) -> tuple[An
 
 def _from_pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
     try:
-        with uncollected():  # the architecture is imported
+        with uncollected():  # most of which is importing the architecture
             return kind.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         folder = Path(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,19 @@ class Planner:
         trained = self.subject(recipe, self.precision_of(recipe)).scaled(share)
         read = trained if recipe.precision != "auto" else self.subject(recipe, "float32").scaled(share)
         amounts = self.amounts.within(recipe)
+        machine = replace(self.machine, base=self.machine.base + self._overhead(self.precision_of(recipe)))
         return [
-            predict(work, trained, self.machine, self.rates, amounts.rendering)
+            predict(work, trained, machine, self.rates, amounts.rendering)
             if work.steps
-            else predict(work, read, self.machine, self.outside, amounts.rendering)
+            else predict(work, read, machine, self.outside, amounts.rendering)
             for work in work_of(recipe, amounts)
         ]
+
+    def _overhead(self, precision: Precision) -> float:
+        """Bytes that a processor's libraries take for what is computed."""
+        if not self.machine.is_processor:
+            return 0.0
+        return PIECES[precision] + CODES * (precision == "bfloat16")
 
     @property
     def usable(self) -> float:
@@ -117,7 +124,7 @@ def planner_of(recipe: Recipe, project: Path, folder: Path, asked: Asked) -> Pla
         )
     else:
         precision, rates, outside = _here(recipe, first, config, amounts)
-    machine = _machine(asked, card, base, precision)
+    machine = _machine(asked, card, base)
     planner = Planner(recipe, asked, amounts, machine, precision, rates, outside)
     planner._subjects[asked.size or recipe.model, "float32"] = first
     return planner
@@ -128,15 +135,15 @@ def _outside(recipe: Recipe) -> Precision:
     return "float32" if recipe.precision == "auto" else recipe.precision
 
 
-def _machine(asked: Asked, card: Card | None, base: float, precision: Precision) -> Machine:
+def _machine(asked: Asked, card: Card | None, base: float) -> Machine:
     device = torch.device("cuda" if card else default_device())
     if card:
         memory, name, base = card.gib * GIB, asked.gpu.upper(), CUDA_BASE
     else:
         memory, name = float(memory_of(device)), "this machine"
-        base = base + CODES * (precision == "bfloat16") + PIECES[precision] if device.type == "cpu" else CUDA_BASE
+        base = base if device.type == "cpu" else CUDA_BASE
     memory = memory if asked.memory is None else asked.memory * GIB
-    return Machine(name, memory, base, room_on(device, memory), asked.gpus)
+    return Machine(name, memory, base, room_on(device, memory), asked.gpus, device.type == "cpu")
 
 
 def _here(recipe: Recipe, subject: Subject, config: Any, amounts: Amounts) -> tuple[Precision, Rates, Rates]:

@@ -32,10 +32,11 @@ class Machine:
     memory: float
     """Bytes of each device."""
     base: float
-    """Bytes that the program takes before there is a model."""
+    """Bytes that the program takes besides models and what they compute."""
     room: float
     """Bytes that a pass may keep for its backward pass."""
     count: int = 1
+    is_processor: bool = False
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def train_reward(
 ) -> None:
     """Train ``reward`` in place, then shift its scores so that the judged training answers have mean 0.
 
-    Of many prompts some are asked for that, so that it costs no pass over all of them.
+    Of more than `SHIFT_PROMPTS` prompts some are taken for that, evenly, so that it costs no pass over all of them.
     """
     if not groups:
         raise ValueError("there are no comparisons to learn from. Import some, or let answers be judged first")
@@ -96,7 +96,7 @@ def train_reward(
             line |= heldout_figures(reward, heldout, config.micro_batch_tokens, config.random_answers)
         log({"step": step, "progress": step / steps, **line, "seconds": time.perf_counter() - started})
     model.eval()
-    answers, _ = flatten(groups[:: 1 + len(groups) // SHIFT_PROMPTS], model.device)
+    answers, _ = flatten(groups[:: -(-len(groups) // SHIFT_PROMPTS)], model.device)
     scores = reward.criterion_scores(answers, config.micro_batch_tokens)
     reward.shift_scores(*(-float(column.mean()) for column in scores.T))
 
