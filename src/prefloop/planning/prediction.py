@@ -37,6 +37,7 @@ class Machine:
     """Bytes that a pass may keep for its backward pass."""
     count: int = 1
     is_processor: bool = False
+    """Whose libraries take memory besides, by precision; a GPU's have it in ``base``."""
 
 
 @dataclass(frozen=True)
