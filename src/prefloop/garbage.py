@@ -10,7 +10,11 @@ _switch = threading.Lock()
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Within it Python does not look for garbage: a fifth of importing torch, transformers or an architecture."""
+    """Within it Python does not look for garbage: a fifth of importing torch, transformers or an architecture.
+
+    Afterwards what there is counts as old. As new it would be looked through twice more before long, which takes as
+    long again, and what was imported stays.
+    """
     with _switch:  # a thread that left between the two lines would leave it off for good
         collects = gc.isenabled()
         gc.disable()
@@ -19,4 +23,7 @@ def uncollected() -> Iterator[None]:
     finally:
         if collects:
             with _switch:
+                if not gc.get_freeze_count():  # what somebody froze stays frozen
+                    gc.freeze()
+                    gc.unfreeze()  # to the oldest generation
                 gc.enable()

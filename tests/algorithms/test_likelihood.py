@@ -41,6 +41,30 @@ def test_log_probabilities_are_float32_whatever_the_logits() -> None:
     assert float(found) == pytest.approx(-20.0, abs=1e-5)  # bfloat16 could not tell −20 from −20.0000001
 
 
+@pytest.mark.parametrize(
+    ("dtype", "temperature"), [(torch.bfloat16, 1.0), (torch.float32, 1.0), (torch.float32, 0.7)]
+)
+@pytest.mark.parametrize("shape", [(1, 3), (5, 97), (300, 1031), (1024, 4096)])
+def test_the_softmax_may_be_written_over_its_logits(
+    shape: tuple[int, int], dtype: torch.dtype, temperature: float
+) -> None:
+    """Nobody else's logits are touched, and values and gradients are the library's, of tables of all sizes."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = (torch.randn(shape, generator=generator) * 4).to(dtype).requires_grad_(True)
+    before, targets = logits.detach().clone(), torch.randint(shape[1], shape[:1], generator=generator)
+    slope = torch.rand(shape[0], generator=generator)
+    found = token_log_probs(logits, targets, temperature)
+    found.backward(slope)
+    exact = before.double().requires_grad_(True)
+    wanted = (exact / temperature).log_softmax(1)[torch.arange(shape[0]), targets]
+    wanted.backward(slope.double())
+    assert bool((logits == before).all())
+    assert float((found - wanted).detach().abs().max()) < 1e-5
+    assert logits.grad is not None
+    assert exact.grad is not None
+    assert float((logits.grad - exact.grad).abs().max()) < (1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
 def test_log_probabilities_of_enormous_logits_are_finite() -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
     found = token_log_probs(logits, torch.tensor([1]))

@@ -19,28 +19,27 @@ def token_log_probs(
 
 class _TokenLogProbs(torch.autograd.Function):
     """The gradient is (1[target] − softmax) / T, and softmax is at hand from the forward pass: one table of N × V is
-    written, and turned into the gradient in its place."""
+    kept, and turned into the gradient in its place."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        highest = logits.amax(1, keepdim=True)
-        table = logits.float() - highest.float()
-        if temperature != 1:
-            table.div_(temperature)
-        chosen = table.gather(1, targets[:, None])[:, 0]
-        total = table.exp_().sum(1)
+        scaled = logits.float() if temperature == 1 else logits.float() / temperature
+        chosen = scaled.gather(1, targets[:, None])[:, 0] - scaled.amax(1)
+        # In its place: a row is read before it is written, and fresh memory costs as much as the softmax.
+        table = torch.softmax(scaled, 1, out=None if scaled is logits else scaled)
+        log_probs = chosen + table.amax(1).log()  # the highest probability is 1 / Σ exp(logit − the highest logit)
         ctx.table, ctx.dtype, ctx.temperature = table, logits.dtype, temperature
-        ctx.save_for_backward(targets, total)
-        return chosen - total.log()
+        ctx.save_for_backward(targets)
+        return log_probs
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        targets, total = ctx.saved_tensors
+        (targets,) = ctx.saved_tensors
         table, ctx.table = ctx.table, None
         if table is None:
             raise RuntimeError("the gradient of these log-probabilities was taken before")
         slope = slope / ctx.temperature
-        gradient = table.mul_(-(slope / total)[:, None])
+        gradient = table.mul_(-slope[:, None])
         gradient.scatter_add_(1, targets[:, None], slope[:, None])
         return gradient.to(ctx.dtype), None, None
 

@@ -62,8 +62,9 @@ class _WrittenOut(torch.autograd.Function):
         to_scores = torch._softmax_backward_data(to_weights, weights, 2, weights.dtype).mul_(ctx.scale)
         return (
             torch.bmm(to_scores, key),
-            torch.bmm(to_scores.transpose(1, 2), query),
-            torch.bmm(weights.transpose(1, 2), slope),
+            # Turned over, for the processor's library copies what comes transposed: better a query than a table.
+            torch.bmm(query.transpose(1, 2), to_scores).transpose(1, 2),
+            torch.bmm(slope.transpose(1, 2), weights).transpose(1, 2),
             None,
             None,
         )

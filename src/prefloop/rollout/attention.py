@@ -90,10 +90,16 @@ def attention(
     found = []
     for span in _spans.get():
         keys, values = key[span.rows, :, span.first :], value[span.rows, :, span.first :]
-        scores = _product(queries[span.rows], keys.transpose(2, 3)).float()
+        scores = _scores(queries[span.rows], keys).float()
         scores += span.hidden[..., : keys.shape[2]]
         found.append(_product(scores.softmax(3).to(values.dtype), values))
     return torch.cat(found).reshape(len(query), 1, query.shape[1], -1), None
+
+
+def _scores(queries: Float[Tensor, "n h g d"], keys: Float[Tensor, "n h C d"]) -> Float[Tensor, "n h g C"]:
+    if keys.dtype == torch.bfloat16:  # turned over, for the processor's library would copy the keys to transpose them
+        return _product(keys, queries.transpose(2, 3)).transpose(2, 3)
+    return _product(queries, keys.transpose(2, 3))
 
 
 def _product(left: Float[Tensor, "B h g a"], right: Float[Tensor, "B h a b"]) -> Float[Tensor, "B h g b"]:
