@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.memory import peak
 
+from prefloop import dataset
 from prefloop.dataset import Dataset, for_judge, judged_pairs, part_of, place, prepare
+from prefloop.feedback import freezing, lazy, stored
+from prefloop.feedback import store as store_module
 from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt, Split, content_id
 from prefloop.feedback.store import AnyRecord, Store
@@ -201,6 +205,28 @@ def test_preferred_demonstrations_are_the_answers_with_most_votes(store: Store) 
     data = prepare(recipe("sft.demonstrations=preferred"), store, Path())
     assert list(data.demonstrations) == [(one, "b")]  # b has 3 votes, a 2
     assert list(data.heldout_demonstrations) == [(other, "y")]
+    assert data.demonstrations_hash == content_id([[one.id, "b"], [other.id, "y"]])
+
+
+def test_preferred_demonstrations_stay_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (dataset, freezing, lazy, store_module, stored):
+        monkeypatch.setattr(module, "AT_ONCE", 50)
+    settings, draw, peaks = recipe("sft.demonstrations=preferred"), random.Random(3), list[int]()
+    for count in (100, 2000):
+        asked, best, records = prompts(count), dict[str, tuple[Prompt, str]](), list[AnyRecord]()
+        for prompt in asked:
+            answers = draw.sample([f"{letter} {prompt.text} {'and so on ' * 50}" for letter in "ab"], 2)
+            best[prompt.id] = (prompt, answers[0])
+            records += [prompt, *judged(prompt, (answers[0], 1), (answers[1], 2))]
+        with Store.open(tmp_path / f"{count}.db") as store:
+            store.add(records)
+            peaks.append(peak(lambda store=store: prepare(settings, store, Path()).demonstrations_hash))
+            data = prepare(settings, store, Path())
+            for name, part in {"train": data.demonstrations, "heldout": data.heldout_demonstrations}.items():
+                wanted = [best[id] for id in sorted(best) if part_of(settings, best[id][0]) == name]
+                assert [*part] == wanted
+                assert [part[7], *part[-2:]] == [wanted[7], *wanted[-2:]]
+    assert peaks[1] - peaks[0] < 700 * 1900, "bytes of a judged pair; its two answers have a thousand"
 
 
 def test_nothing_that_the_judge_knows_is_learnt_from(store: Store) -> None:

@@ -7,21 +7,23 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from prefloop.demo.world import WORLDS, World
 from prefloop.documents import Dialogues, TextFiles
-from prefloop.feedback.aggregate import Comparison, snapshot
-from prefloop.feedback.elsewhere import chosen
+from prefloop.feedback.aggregate import Comparison
+from prefloop.feedback.elsewhere import chosen, prompts_of
 from prefloop.feedback.formats import import_file
-from prefloop.feedback.frozen import prompts_of
+from prefloop.feedback.freezing import freeze
 from prefloop.feedback.keys import Ints, ordered
 from prefloop.feedback.lazy import (
     Pair,
+    Stored,
     answered_at,
+    answers_at,
     demonstrations_at,
     dialogues_at,
     ids_of,
@@ -30,6 +32,7 @@ from prefloop.feedback.lazy import (
 )
 from prefloop.feedback.records import Demonstration, Prompt, Split, content_id, content_id_of
 from prefloop.feedback.store import Store
+from prefloop.feedback.stored import AT_ONCE
 from prefloop.recipes import Recipe
 from prefloop.seeds import derive
 
@@ -194,14 +197,22 @@ def _written(recipe: Recipe, store: Store, part_at: bytes) -> dict[str, Ints]:
     return {name: np.array(at, np.int64) for name, at in zip(PARTS, places, strict=False)}
 
 
-def _preferred_pairs(recipe: Recipe, store: Store) -> dict[str, Sequence[Pair]]:
+def _preferred_pairs(recipe: Recipe, store: Store) -> dict[str, Stored[Pair]]:
     """Of every judged prompt the answer with the most votes, by part."""
-    given = [completion.id for completion in store.completions() if not _is_own(recipe, completion.origin)]
-    found: dict[str, list[Pair]] = {name: [] for name in PARTS}
-    for comparison in snapshot(store, recipe.data.criterion, given).comparisons():
-        if GOLD not in comparison.prompt.metadata:
-            found[part_of(recipe, comparison.prompt)].append((comparison.prompt, _preferred(comparison)))
-    return dict(found)
+    own = _own_answers(recipe, store)
+    judged = iter(freeze(store, recipe.data.criterion, counts=lambda one: own.isdisjoint(one.shown)).comparisons())
+    places = {name: array("q") for name in PARTS}
+    while page := list(islice(judged, AT_ONCE)):
+        liked = [(part_of(recipe, one.prompt), _preferred(one)) for one in page if GOLD not in one.prompt.metadata]
+        place_of = store.completion_places(id for _, id in liked)
+        for part, id in liked:
+            places[part].append(place_of[id])
+    return {part: answers_at(store, np.array(at, np.int64)) for part, at in places.items()}
+
+
+def _own_answers(recipe: Recipe, store: Store) -> set[str]:
+    """The ids of the answers that this run gave."""
+    return {id for page in store.completion_rows() for _, id, _, _, origin in page if _is_own(recipe, origin)}
 
 
 def _is_own(recipe: Recipe, origin: str) -> bool:
@@ -217,11 +228,11 @@ def _asked(recipe: Recipe, store: Store) -> set[str]:
 
 
 def _preferred(comparison: Comparison) -> str:
-    """The answer with the most votes; of equals the first."""
+    """The id of the answer with the most votes; of equals the first."""
     votes = [0.0] * len(comparison.texts)
     for winner, _, count in comparison.wins:
         votes[winner] += count
-    return comparison.texts[votes.index(max(votes))]
+    return comparison.completion_ids[votes.index(max(votes))]
 
 
 def _store_text(

@@ -23,7 +23,6 @@ from prefloop.feedback.aggregate import Comparison, comparisons
 from prefloop.feedback.assignment import Queue
 from prefloop.feedback.formats import read_file
 from prefloop.feedback.freezing import StoredSnapshot, freeze
-from prefloop.feedback.keys import ids_of
 from prefloop.feedback.pairs import pair_votes
 from prefloop.feedback.priority import information
 from prefloop.feedback.records import Completion, Judgement, Prompt, content_id
@@ -202,7 +201,7 @@ def _missing(
 ) -> int:
     """Votes to wait for: as many as the recipe says, and one at least for each part that something is learnt from."""
     parts = {prompt.id: part_of(context.recipe, prompt) for prompt, _ in items}
-    without = max(len(set(parts.values()) - {parts[id] for id in ids_of(one.voted_about)}) for one in frozen)
+    without = max(len(set(parts.values()) - {parts[id] for id, _ in one.voted_about()}) for one in frozen)
     return max(context.recipe.label.minimum - _votes_in(frozen), without)
 
 

@@ -14,8 +14,8 @@ from tests.memory import peak
 from prefloop.feedback import freezing, lazy, stored
 from prefloop.feedback import store as store_module
 from prefloop.feedback.aggregate import Snapshot, read_snapshot, snapshot
+from prefloop.feedback.elsewhere import chosen, prompts_of
 from prefloop.feedback.freezing import StoredSnapshot, freeze
-from prefloop.feedback.keys import ids_of
 from prefloop.feedback.records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement, Prompt, dense_ranks
 from prefloop.feedback.store import AnyRecord, Store
 
@@ -73,7 +73,10 @@ def same(found: StoredSnapshot, wanted: Snapshot, folder: Path) -> None:
     votes = [CANNOT_JUDGE not in one.flags for one in wanted.judgements]
     assert found.is_vote.tolist() == votes
     about = {one.prompt_id for one, vote in zip(wanted.judgements, votes, strict=True) if vote}
-    assert list(ids_of(found.voted_about)) == sorted(about)
+    assert [*found.voted_about()] == [(one.id, one.split) for one in wanted.prompts if one.id in about]
+    compared = wanted.comparisons()
+    assert [*found.comparisons()] == compared
+    assert [*prompts_of(found.comparisons())] == [*prompts_of(compared)]
     for one, name in ((found, "found"), (wanted, "wanted")):
         one.write(folder / name)
     assert (folder / "found").read_bytes() == (folder / "wanted").read_bytes()
@@ -111,6 +114,19 @@ def test_what_does_not_count_leaves_what_it_was_about(store: Store, tmp_path: Pa
     same(found, same_records, tmp_path)
 
 
+def test_comparisons_are_made_when_they_are_asked_for(store: Store) -> None:
+    """One by one, some of them, and in any order."""
+    store.add(everything(10))
+    found, wanted = freeze(store, "overall").comparisons(), snapshot(store, "overall").comparisons()
+    assert len(found) == len(wanted) < len(freeze(store, "overall").prompts), "some say nothing"
+    assert [found[k] for k in range(len(wanted))] == wanted
+    assert [*found[3:9:2]] == wanted[3:9:2]
+    some = random.Random(10).sample(range(len(wanted)), 7)
+    assert [*chosen(found, some)] == [wanted[k] for k in some]
+    assert [*prompts_of(chosen(found, some))] == [(wanted[k].prompt.id, wanted[k].prompt.split) for k in some]
+    assert [*found[:0]] == [*chosen(found, [])] == []
+
+
 def test_nobody_judged(store: Store, tmp_path: Path) -> None:
     store.add([Prompt.of("Why?")])
     same(freeze(store, "overall"), snapshot(store, "overall"), tmp_path)
@@ -128,8 +144,14 @@ def test_what_comes_later_is_not_in_it(store: Store, tmp_path: Path) -> None:
     assert freeze(store, "overall").hash != found.hash
 
 
+def used(frozen: StoredSnapshot | Snapshot, folder: Path) -> None:
+    frozen.write(folder / "snapshot.jsonl")
+    for _ in frozen.comparisons():
+        pass
+
+
 def test_few_bytes_of_a_judgement_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it is frozen and written; as records it costs some thousand."""
+    """While it is frozen, written and compared; as records it costs some thousand."""
     for module in (freezing, lazy, store_module, stored):
         monkeypatch.setattr(module, "AT_ONCE", 50)
     peaks: list[int] = []
@@ -138,8 +160,8 @@ def test_few_bytes_of_a_judgement_are_in_memory(tmp_path: Path, monkeypatch: pyt
         with Store.open(tmp_path / f"{prompts}.db") as store:
             store.add(everything(9, prompts))
             judged.append(len(freeze(store, "overall").judgements))
-            peaks.append(peak(lambda store=store: freeze(store, "overall").write(tmp_path / "snapshot.jsonl")))
+            peaks.append(peak(lambda store=store: used(freeze(store, "overall"), tmp_path)))
             if prompts == 1000:
-                records = peak(lambda store=store: snapshot(store, "overall").write(tmp_path / "snapshot.jsonl"))
+                records = peak(lambda store=store: used(snapshot(store, "overall"), tmp_path))
     assert judged[2] - judged[1] > 1000
     assert peaks[2] - peaks[1] < 400 * (judged[2] - judged[1]) < (records - peaks[1]) / 5

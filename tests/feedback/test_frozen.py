@@ -12,8 +12,8 @@ from tests.memory import peak
 
 from prefloop.feedback import frozen
 from prefloop.feedback.aggregate import Snapshot, read_snapshot, snapshot
-from prefloop.feedback.elsewhere import chosen
-from prefloop.feedback.frozen import Frozen, prompts_of
+from prefloop.feedback.elsewhere import chosen, prompts_of
+from prefloop.feedback.frozen import Frozen
 from prefloop.feedback.records import BEST_ONLY, CANNOT_JUDGE, Completion, Judgement, Prompt, dense_ranks
 from prefloop.feedback.store import AnyRecord, Store
 

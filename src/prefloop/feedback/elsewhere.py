@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
+
+from .aggregate import Comparison
+from .records import Split
 
 T = TypeVar("T")
 
@@ -15,6 +18,21 @@ class Elsewhere(Sequence[T]):
     @abstractmethod
     def chosen(self, indices: Sequence[int]) -> Sequence[T]:
         """Some of them, in this order; none is read."""
+
+
+class Compared(Elsewhere[Comparison]):
+    """Comparisons, of whose prompts the ids and splits are known without reading what was said."""
+
+    @abstractmethod
+    def asked(self) -> Iterator[tuple[str, Split | None]]:
+        """Id and split of each comparison's prompt."""
+
+
+def prompts_of(found: Iterable[Comparison]) -> Iterator[tuple[str, Split | None]]:
+    """Id and split of each comparison's prompt; where comparisons lie elsewhere, none is read."""
+    if isinstance(found, Compared):
+        return found.asked()
+    return ((one.prompt.id, one.prompt.split) for one in found)
 
 
 def chosen(items: Sequence[T], indices: Sequence[int]) -> Sequence[T]:

@@ -6,26 +6,27 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from .aggregate import said_key, snapshot_hash, write_snapshot
-from .keys import Ints, Keys, as_array, ids_of, key_of, ordered
-from .lazy import Stored, completions_at, judgement_ids_at, judgements_at, prompts_at
+from .aggregate import Comparison, comparisons, said_key, snapshot_hash, votes, write_snapshot
+from .elsewhere import Compared
+from .keys import Grouped, Ints, Keys, as_array, find, ids_of, key_of, ordered
+from .lazy import Stored, asked_at, completions_at, judgement_ids_at, judgements_at, prompts_at
 from .pairs import Codes
 from .reading import Names
-from .records import CANNOT_JUDGE, Completion, Judgement, Prompt
+from .records import CANNOT_JUDGE, Completion, Judgement, Prompt, Split
 from .store import Store
-from .stored import AT_ONCE, lookup
+from .stored import AT_ONCE, completions_by_id, lookup
 from .tables import COMPLETIONS, PROMPTS
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
@@ -47,8 +48,10 @@ class StoredSnapshot:
     """[J] When, in microseconds since 1970."""
     is_vote: npt.NDArray[np.bool_]
     """[J] Whether its annotator could judge."""
-    voted_about: Keys
-    """The prompts that somebody could judge; each once."""
+    tells_apart: npt.NDArray[np.bool_]
+    """[J] Whether it is about two different texts at least, and a vote."""
+    about: Ints
+    """[J] The number of its prompt among ``prompts``."""
 
     @cached_property
     def hash(self) -> str:
@@ -63,6 +66,56 @@ class StoredSnapshot:
         """Its judgements, the earliest first; of those of one moment, the first here."""
         order = np.argsort(self.created, kind="stable")
         return judgements_at(self.judgements.store, self.judgements.places[order])
+
+    def voted_about(self) -> Stored[tuple[str, Split | None]]:
+        """Id and split of the prompts that somebody could judge; each once."""
+        return asked_at(self.prompts.store, self.prompts.places[np.unique(self.about[self.is_vote])])
+
+    def comparisons(self) -> StoredComparisons:
+        """As `aggregate.Snapshot.comparisons`, every judgement counting as one."""
+        said = Grouped(self.judgements.places, self.about, len(self.prompts))
+        return StoredComparisons(self.prompts, said, np.unique(self.about[self.tells_apart]))
+
+
+class StoredComparisons(Compared):
+    """Those of some prompts of a snapshot, made when they are asked for. A slice of them is another one."""
+
+    def __init__(self, prompts: Stored[Prompt], said: Grouped, numbers: Ints) -> None:
+        """``said``: the places of the judgements about each of the prompts; ``numbers``: which prompts are meant."""
+        self._prompts, self._said, self._numbers = prompts, said, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Comparison]:
+        for start in range(0, len(self), AT_ONCE):
+            yield from self._made(self._numbers[start : start + AT_ONCE])
+
+    @overload
+    def __getitem__(self, index: int) -> Comparison: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> StoredComparisons: ...
+
+    def __getitem__(self, index: int | slice) -> Comparison | StoredComparisons:
+        if isinstance(index, slice):
+            return StoredComparisons(self._prompts, self._said, self._numbers[index])
+        return self._made(self._numbers[[index]])[0]
+
+    def chosen(self, indices: Sequence[int]) -> StoredComparisons:
+        return StoredComparisons(self._prompts, self._said, self._numbers[np.asarray(indices, np.int64)])
+
+    def asked(self) -> Iterator[tuple[str, Split | None]]:
+        return iter(asked_at(self._prompts.store, self._prompts.places[self._numbers]))
+
+    def _made(self, numbers: Ints) -> list[Comparison]:
+        store, places = self._prompts.store, self._prompts.places[numbers]
+        prompts = list(prompts_at(store, places))
+        said = list(judgements_at(store, np.concatenate([self._said[number] for number in numbers])))
+        with store.database.reading() as db:
+            answers = completions_by_id(db, {id for one in said for id in one.shown})
+        found = {one.prompt.id: one for one in comparisons(prompts, answers, said)}
+        return [found[prompt.id] for prompt in prompts]
 
 
 def freeze(
@@ -93,7 +146,8 @@ class _Columns:
 
     def __init__(self) -> None:
         self._prompts, self._completions = _Rows(PROMPTS.c.split), _Rows(COMPLETIONS.c.text)
-        self._keys, self._voted_about, self._is_vote = bytearray(), bytearray(), bytearray()
+        self._keys, self._about = bytearray(), bytearray()
+        self._is_vote, self._tells_apart = bytearray(), bytearray()
         self._annotators = Codes()
         self._places, self._annotator, self._created = array("q"), array("q"), array("q")
 
@@ -103,31 +157,34 @@ class _Columns:
             texts = self._completions.read(db, {id for _, one in page for id in one.shown})
         for place, one in page:
             if counts(one):
-                self._keys += bytes.fromhex(said_key(one, splits[one.prompt_id], [texts[id] for id in one.shown]))
-                self._note(place, one)
+                self._note(place, one, splits[one.prompt_id], [texts[id] for id in one.shown])
 
-    def _note(self, place: int, one: Judgement) -> None:
+    def _note(self, place: int, one: Judgement, split: Split | None, texts: Sequence[str]) -> None:
+        self._keys += bytes.fromhex(said_key(one, split, texts))
+        self._about += key_of(one.prompt_id)
         self._places.append(place)
         self._annotator.append(self._annotators[one.annotator])
         self._created.append((one.created - _EPOCH) // _MICROSECOND)
         self._is_vote.append(CANNOT_JUDGE not in one.flags)
-        if self._is_vote[-1]:
-            self._voted_about += key_of(one.prompt_id)
+        text = dict(zip(one.shown, texts, strict=True))
+        self._tells_apart.append(any(text[winner] != text[loser] for winner, loser, _ in votes(one)))
 
     def snapshot(self, store: Store, criterion: str) -> StoredSnapshot:
         """Everything in the order that follows from the content."""
         places = np.array(self._places, np.int64)
         order = _order(store, self._keys, places)
+        prompt_ids, at = self._prompts.by_id()
         return StoredSnapshot(
             criterion,
-            prompts_at(store, self._prompts.by_id()),
-            completions_at(store, self._completions.by_id()),
+            prompts_at(store, at),
+            completions_at(store, self._completions.by_id()[1]),
             judgements_at(store, places[order]),
             keys=as_array(self._keys)[order],
             annotator=Names(tuple(self._annotators), np.array(self._annotator, np.int64)[order]),
             created=np.array(self._created, np.int64)[order],
             is_vote=np.array(self._is_vote, bool)[order],
-            voted_about=np.unique(as_array(self._voted_about)),
+            tells_apart=np.array(self._tells_apart, bool)[order],
+            about=find(prompt_ids, self._about)[order],
         )
 
 
@@ -147,10 +204,10 @@ class _Rows:
             found[id] = value
         return found
 
-    def by_id(self) -> Ints:
-        """The places of all that were read, each once, in the order of the ids."""
-        _, first = np.unique(as_array(self._ids), return_index=True)
-        return np.array(self._places, np.int64)[first]
+    def by_id(self) -> tuple[Keys, Ints]:
+        """The ids of all that were read, in order and each once, and their places."""
+        ids, first = np.unique(as_array(self._ids), return_index=True)
+        return ids, np.array(self._places, np.int64)[first]
 
 
 def _order(store: Store, keys: bytearray, places: Ints) -> Ints:

@@ -6,7 +6,7 @@ import json
 import os
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,8 +24,8 @@ from .aggregate import (
     snapshot_hash,
     votes,
 )
-from .elsewhere import Elsewhere
-from .keys import Ints, Keys, find, id_of, ids_of, key_of, ordered
+from .elsewhere import Compared
+from .keys import Grouped, Ints, Keys, find, id_of, ids_of, key_of, ordered
 from .pairs import Codes
 from .records import Judgement, Prompt, Split
 
@@ -35,7 +35,7 @@ _SPLITS: tuple[Split | None, ...] = (None, "train", "heldout")
 _JUDGEMENT = b'{"judgement":'
 
 
-class FrozenComparisons(Elsewhere[Comparison]):
+class FrozenComparisons(Compared):
     """Those of some prompts of a snapshot, made when they are asked for. A slice of them is another one."""
 
     def __init__(self, frozen: Frozen, prompts: Ints, weights: Mapping[str, float]) -> None:
@@ -59,7 +59,6 @@ class FrozenComparisons(Elsewhere[Comparison]):
         return FrozenComparisons(self._frozen, self._prompts[np.asarray(indices, np.int64)], self._weights)
 
     def asked(self) -> Iterator[tuple[str, Split | None]]:
-        """Id and split of each prompt; nothing is read for them."""
         return (self._frozen.prompt(prompt) for prompt in self._prompts.tolist())
 
 
@@ -76,7 +75,7 @@ class Frozen:
         found = self._sorted_by_kind()
         self._prompt_ids, order = ordered(found.ids["prompt"])
         self._prompts, self._splits = found.lines["prompt"][order], np.array(found.splits, np.int8)[order]
-        self._completions = _Grouped(found.lines["completion"], find(self._prompt_ids, found.prompt_ids), len(order))
+        self._completions = Grouped(found.lines["completion"], find(self._prompt_ids, found.prompt_ids), len(order))
         check_hash(path, self._read_judgements(found), wanted)
 
     def comparisons(self, weights: Mapping[str, float] | None = None) -> FrozenComparisons:
@@ -95,7 +94,7 @@ class Frozen:
         """What was said about a prompt's answers, where anything was."""
         read = self._lines.record
         prompt: Prompt = read(self._prompts[number])
-        answers, said = map(read, self._completions[number]), map(read, self._judgements[number])
+        answers, said = (map(read, lines[number].tolist()) for lines in (self._completions, self._judgements))
         (found,) = comparisons([prompt], answers, said, weights)
         return found
 
@@ -128,7 +127,7 @@ class Frozen:
             about.extend(prompts)
         self._annotators, self._annotator = tuple(annotators), np.array(annotator, np.int64)
         self._about, self._votes = np.array(about, np.int64), np.array(casts, bool)
-        self._judgements = _Grouped(found.lines["judgement"], self._about, len(self._prompts))
+        self._judgements = Grouped(found.lines["judgement"], self._about, len(self._prompts))
         return snapshot_hash(self.criterion, ids_of(ordered(keys)[0]))
 
     def _known(self, keys: Keys, ids: Sequence[str]) -> list[int]:
@@ -161,20 +160,6 @@ class _Found:
             self.prompt_ids += key_of(record.prompt_id)
 
 
-class _Grouped:
-    """The lines about each prompt."""
-
-    def __init__(self, lines: Ints, about: Ints, prompts: int) -> None:
-        """``about``: each line's prompt; -1 where it is not known, and the line is left out."""
-        order = np.argsort(about, kind="stable")[np.count_nonzero(about < 0) :]
-        self._lines = lines[order]
-        self._ends = np.bincount(about[order], minlength=prompts).cumsum()
-
-    def __getitem__(self, prompt: int) -> list[int]:
-        found: list[int] = self._lines[self._ends[prompt - 1] if prompt else 0 : self._ends[prompt]].tolist()
-        return found
-
-
 class _Lines:
     """A file's lines, read when they are asked for. (Of a memory map, what was read would stay in memory.)"""
 
@@ -205,10 +190,3 @@ class _Lines:
         """A completion's, which was read before."""
         found: str = json.loads(self[number])["completion"]["text"]
         return found
-
-
-def prompts_of(found: Iterable[Comparison]) -> Iterator[tuple[str, Split | None]]:
-    """Id and split of each comparison's prompt; of frozen ones, nothing is read."""
-    if isinstance(found, FrozenComparisons):
-        return found.asked()
-    return ((one.prompt.id, one.prompt.split) for one in found)

@@ -1,4 +1,5 @@
-"""Identifiers as 16 bytes each, in arrays: of a million, the texts would take seven times as much."""
+"""Identifiers as 16 bytes each, and numbers by group, in arrays: of a million, Python's own objects would take seven
+times as much."""
 
 from __future__ import annotations
 
@@ -48,3 +49,16 @@ def id_of(keys: Keys, number: int) -> str:
 
 def ids_of(keys: Keys) -> Iterator[str]:
     return (id_of(keys, number) for number in range(len(keys)))
+
+
+class Grouped:
+    """Numbers of rows or lines, by the group (a prompt, say) that each belongs to."""
+
+    def __init__(self, numbers: Ints, group: Ints, groups: int) -> None:
+        """``group``: each number's; -1 where it is not known, and the number is left out."""
+        order = np.argsort(group, kind="stable")[np.count_nonzero(group < 0) :]
+        self._numbers = numbers[order]
+        self._ends = np.bincount(group[order], minlength=groups).cumsum()
+
+    def __getitem__(self, group: int) -> Ints:
+        return self._numbers[self._ends[group - 1] if group else 0 : self._ends[group]]

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from .elsewhere import Elsewhere
 from .keys import Ints
-from .records import Completion, Judgement, Message, Prompt
+from .records import Completion, Judgement, Message, Prompt, Split
 from .store import Store
 from .stored import AT_ONCE, to_completion, to_judgement, to_prompt
 from .tables import COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS, PROMPTS
@@ -26,6 +26,7 @@ Other = TypeVar("Other")
 class View(Generic[T]):
     """What is read of a row, and what is made of it."""
 
+    table: sa.Table
     query: sa.Select[*tuple[Any, ...]]
     """Its first column is the row's place."""
     make: Callable[[sa.RowMapping], T]
@@ -67,17 +68,10 @@ class Stored(Elsewhere[T]):
 
     def _read(self, places: Ints) -> list[T]:
         wanted: list[int] = places.tolist()
-        place = self.view.query.selected_columns["seq"]
         with self.store.database.reading() as db:
-            rows = db.execute(self.view.query.where(place.in_(wanted))).mappings()
+            rows = db.execute(self.view.query.where(self.view.table.c.seq.in_(wanted))).mappings()
             found = {row["seq"]: self.view.make(row) for row in rows}
         return [found[one] for one in wanted]
-
-
-_PAIRED = sa.select(DEMONSTRATIONS.c.seq, DEMONSTRATIONS.c.prompt_id, DEMONSTRATIONS.c.text)
-_WITH_PROMPT = _PAIRED.add_columns(PROMPTS.c.id, PROMPTS.c.messages, PROMPTS.c.split, PROMPTS.c.metadata).join(
-    PROMPTS, PROMPTS.c.id == DEMONSTRATIONS.c.prompt_id
-)
 
 
 def _dialogue(row: sa.RowMapping) -> Dialogue:
@@ -87,20 +81,38 @@ def _dialogue(row: sa.RowMapping) -> Dialogue:
 
 def _dialogues(answers: sa.Table) -> View[Dialogue]:
     what = sa.select(answers.c.seq, answers.c.text, PROMPTS.c.messages)
-    return View(what.join(PROMPTS, PROMPTS.c.id == answers.c.prompt_id), _dialogue)
+    return View(answers, what.join(PROMPTS, PROMPTS.c.id == answers.c.prompt_id), _dialogue)
 
 
-_PROMPTS = View(sa.select(PROMPTS), to_prompt)
-_COMPLETIONS = View(sa.select(COMPLETIONS), to_completion)
-_JUDGEMENTS = View(sa.select(JUDGEMENTS), to_judgement)
-_JUDGEMENT_IDS: View[str] = View(sa.select(JUDGEMENTS.c.seq, JUDGEMENTS.c.id), lambda row: row["id"])
-_IDS: View[str] = View(sa.select(PROMPTS.c.seq, PROMPTS.c.id), lambda row: row["id"])
-_PAIRS: View[Pair] = View(_WITH_PROMPT, lambda row: (to_prompt(row), row["text"]))
-_TEXTS: View[tuple[str, str]] = View(_PAIRED, lambda row: (row["prompt_id"], row["text"]))
+def _pairs(answers: sa.Table) -> View[Pair]:
+    c = PROMPTS.c
+    what = sa.select(answers.c.seq, answers.c.text, c.id, c.messages, c.split, c.metadata)
+    what = what.join(PROMPTS, c.id == answers.c.prompt_id)
+    return View(answers, what, lambda row: (to_prompt(row), row["text"]))
+
+
+def _texts(answers: sa.Table) -> View[tuple[str, str]]:
+    what = sa.select(answers.c.seq, answers.c.prompt_id, answers.c.text)
+    return View(answers, what, lambda row: (row["prompt_id"], row["text"]))
+
+
+_PROMPTS = View(PROMPTS, sa.select(PROMPTS), to_prompt)
+_COMPLETIONS = View(COMPLETIONS, sa.select(COMPLETIONS), to_completion)
+_JUDGEMENTS = View(JUDGEMENTS, sa.select(JUDGEMENTS), to_judgement)
+_JUDGEMENT_IDS: View[str] = View(JUDGEMENTS, sa.select(JUDGEMENTS.c.seq, JUDGEMENTS.c.id), lambda row: row["id"])
+_IDS: View[str] = View(PROMPTS, sa.select(PROMPTS.c.seq, PROMPTS.c.id), lambda row: row["id"])
+_ASKED: View[tuple[str, Split | None]] = View(
+    PROMPTS, sa.select(PROMPTS.c.seq, PROMPTS.c.id, PROMPTS.c.split), lambda row: (row["id"], row["split"])
+)
 
 
 def prompts_at(store: Store, places: Ints) -> Stored[Prompt]:
     return Stored(store, places, _PROMPTS)
+
+
+def asked_at(store: Store, places: Ints) -> Stored[tuple[str, Split | None]]:
+    """Id and split of prompts."""
+    return Stored(store, places, _ASKED)
 
 
 def completions_at(store: Store, places: Ints) -> Stored[Completion]:
@@ -118,7 +130,12 @@ def judgement_ids_at(store: Store, places: Ints) -> Stored[str]:
 
 def demonstrations_at(store: Store, places: Ints) -> Stored[Pair]:
     """Demonstrations, each a prompt and the answer to it."""
-    return Stored(store, places, _PAIRS)
+    return Stored(store, places, _pairs(DEMONSTRATIONS))
+
+
+def answers_at(store: Store, places: Ints) -> Stored[Pair]:
+    """Completions, each with its prompt."""
+    return Stored(store, places, _pairs(COMPLETIONS))
 
 
 def dialogues_at(store: Store, places: Ints) -> Stored[Dialogue]:
@@ -138,4 +155,6 @@ def ids_of(prompts: Sequence[Prompt]) -> Iterable[str]:
 
 def texts_of(pairs: Sequence[Pair]) -> Iterable[tuple[str, str]]:
     """(the prompt's id, the answer) of each pair; where they are in the store, the prompts are not read."""
-    return pairs.seen_as(_TEXTS) if isinstance(pairs, Stored) else ((prompt.id, text) for prompt, text in pairs)
+    if isinstance(pairs, Stored):
+        return pairs.seen_as(_texts(pairs.view.table))
+    return ((prompt.id, text) for prompt, text in pairs)

@@ -26,6 +26,7 @@ from .stored import (
     from_guidelines,
     judgement_by_id,
     judgements_by,
+    pairs,
     prompt_by_id,
     to_completion,
     to_demonstration,
@@ -154,6 +155,12 @@ class Store:
         records takes longer."""
         c = COMPLETIONS.c
         return self._pages(sa.select(c.seq, c.id, c.prompt_id, c.text, c.origin), self._end(COMPLETIONS))
+
+    def completion_places(self, ids: Iterable[str]) -> dict[str, int]:
+        """Id → place of these completions, as far as they are there."""
+        c = COMPLETIONS.c
+        with self.database.reading() as db:
+            return pairs(db, c.id, set(ids), c.seq)
 
     def given_rows(self) -> Iterator[Sequence[Sequence[Any]]]:
         """Place, the prompt's id and place, and metadata of all completions, page by page."""

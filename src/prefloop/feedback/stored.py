@@ -108,7 +108,7 @@ def lookup(
         yield from db.execute(query.where(key.in_(piece))).all()
 
 
-def pairs(db: sa.Connection, key: sa.Column[str], values: Collection[str], value: sa.Column[str]) -> dict[str, Any]:
+def pairs(db: sa.Connection, key: sa.Column[str], values: Collection[str], value: sa.Column[Any]) -> dict[str, Any]:
     """``value`` by ``key``, two columns of one table, of the rows whose ``key`` is one of ``values``."""
     if db.dialect.name != "sqlite":
         return {row[0]: row[1] for row in lookup(db, sa.select(key, value), key, values)}

@@ -9,17 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from prefloop.chat import Chat
 from prefloop.dataset import Dataset, judged_pairs, prepare
-from prefloop.feedback.aggregate import Comparison, snapshot
+from prefloop.feedback.aggregate import Comparison
 from prefloop.feedback.database import place_of
+from prefloop.feedback.freezing import freeze
 from prefloop.feedback.lazy import Pair
 from prefloop.feedback.store import Store
 from prefloop.models.loading import load_tokenizer
 from prefloop.recipes import Recipe
 from prefloop.training.pretrain import train_tokenizer
+
+T = TypeVar("T")
 
 LOOKED_AT = 300
 """Sequences whose lengths are measured; a world is asked for as many prompts."""
@@ -125,12 +128,14 @@ def _with_data(recipe: Recipe, **data: Any) -> Recipe:
 def _looked_at(recipe: Recipe, store: Store, folder: Path, source: str) -> Amounts:
     data = prepare(recipe, store, folder)
     chat = Chat(_tokenizer(recipe, data))
-    judged = [*_judged(recipe, store)] if recipe.label.by == "none" else [[], [], []]
-    answered = [(one.prompt, text) for part in judged for one in part for text in one.texts]
+    judged = _judged(recipe, store) if recipe.label.by == "none" else [[], [], []]
+    some = [one for part in judged for one in _some(part)]
+    answered = [(one.prompt, text) for one in some for text in one.texts]
+    learnt = _some(data.demonstrations) or answered
     started = time.perf_counter()
-    demonstrated = _lengths(recipe, chat, data.demonstrations or answered)
+    demonstrated = _lengths(recipe, chat, learnt)
     return Amounts(
-        rendering=(time.perf_counter() - started) / max(1, min(LOOKED_AT, len(data.demonstrations or answered))),
+        rendering=(time.perf_counter() - started) / max(1, len(learnt)),
         source=source,
         demonstrations=len(data.demonstrations),
         heldout_demonstrations=len(data.heldout_demonstrations),
@@ -139,7 +144,7 @@ def _looked_at(recipe: Recipe, store: Store, folder: Path, source: str) -> Amoun
         groups=len(judged[0]),
         heldout_groups=len(judged[1]),
         judge_groups=len(judged[2]),
-        answers=len(answered) / max(1, sum(map(len, judged))),
+        answers=len(answered) / max(1, len(some)),
         heldout_text=_tokens(chat, data.heldout_documents),
         demonstrated=demonstrated,
         judged=_lengths(recipe, chat, answered) if answered else demonstrated,
@@ -147,7 +152,12 @@ def _looked_at(recipe: Recipe, store: Store, folder: Path, source: str) -> Amoun
 
 
 def _judged(recipe: Recipe, store: Store) -> tuple[Sequence[Comparison], ...]:
-    return judged_pairs(recipe, snapshot(store, recipe.data.criterion).comparisons())
+    return judged_pairs(recipe, freeze(store, recipe.data.criterion).comparisons())
+
+
+def _some(items: Sequence[T]) -> list[T]:
+    """About `LOOKED_AT` of them, evenly, so that nothing else is read."""
+    return list(items[:: 1 + len(items) // LOOKED_AT])
 
 
 def _tokenizer(recipe: Recipe, data: Dataset) -> Any:
@@ -161,10 +171,9 @@ def _tokenizer(recipe: Recipe, data: Dataset) -> Any:
 
 
 def _lengths(recipe: Recipe, chat: Chat, pairs: Sequence[Pair]) -> Lengths:
-    """Of some of the answers that are short enough to be learnt from."""
+    """Of the answers that are short enough to be learnt from."""
     limits = recipe.data
-    some = pairs[:: 1 + len(pairs) // LOOKED_AT]
-    asked = [(chat.fitted_prompt_ids(prompt, limits.max_prompt_tokens)[1], answer) for prompt, answer in some]
+    asked = [(chat.fitted_prompt_ids(prompt, limits.max_prompt_tokens)[1], answer) for prompt, answer in pairs]
     found = [(len(one), one.response_tokens) for one in (chat.answered(*pair) for pair in asked)]
     kept = [(whole, answer) for whole, answer in found if answer <= limits.max_response_tokens]
     if not kept:
@@ -178,8 +187,8 @@ def _lengths(recipe: Recipe, chat: Chat, pairs: Sequence[Pair]) -> Lengths:
 
 
 def _tokens(chat: Chat, documents: Sequence[str]) -> float:
-    some = documents[:: 1 + len(documents) // LOOKED_AT]
-    counted = sum(len(ids) for ids in chat.tokenizer(list(some))["input_ids"]) if some else 0
+    some = _some(documents)
+    counted = sum(len(ids) for ids in chat.tokenizer(some)["input_ids"]) if some else 0
     return counted * len(documents) / max(1, len(some))
 
 

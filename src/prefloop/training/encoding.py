@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from prefloop.chat import Chat, Rendered
 from prefloop.feedback.aggregate import Comparison, Ranking
-from prefloop.feedback.frozen import prompts_of
+from prefloop.feedback.elsewhere import prompts_of
 from prefloop.feedback.records import Prompt, content_id_of
 from prefloop.training.comparisons import Each, PreferenceGroup, of_two
 
