@@ -13,7 +13,7 @@ from tests.memory import peak
 
 from prefloop import dataset
 from prefloop.dataset import Dataset, for_judge, judged_pairs, part_of, place, prepare
-from prefloop.feedback import freezing, lazy, stored
+from prefloop.feedback import elsewhere, freezing, stored
 from prefloop.feedback import store as store_module
 from prefloop.feedback.aggregate import snapshot
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt, Split, content_id
@@ -209,7 +209,7 @@ def test_preferred_demonstrations_are_the_answers_with_most_votes(store: Store) 
 
 
 def test_preferred_demonstrations_stay_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (dataset, freezing, lazy, store_module, stored):
+    for module in (dataset, elsewhere, freezing, store_module, stored):
         monkeypatch.setattr(module, "AT_ONCE", 50)
     settings, draw, peaks = recipe("sft.demonstrations=preferred"), random.Random(3), list[int]()
     for count in (100, 2000):

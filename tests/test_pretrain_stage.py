@@ -17,7 +17,7 @@ from prefloop import stages
 from prefloop.chat import Rendered
 from prefloop.context import Context
 from prefloop.dataset import prepare
-from prefloop.feedback import lazy, store
+from prefloop.feedback import elsewhere, store
 from prefloop.feedback.records import Completion, Demonstration, Prompt
 from prefloop.feedback.store import Store
 from prefloop.policy import Policy
@@ -142,7 +142,7 @@ def test_what_is_damaged_is_tokenised_anew(project: Path) -> None:
 def test_memory_hardly_grows_with_the_number_of_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Python and NumPy hold from reading the data to the first step; a memory map is not among it."""
     monkeypatch.setattr(stages, "train_pretrain", lambda *_: {})
-    for part in (lazy, store):
+    for part in (elsewhere, store):
         monkeypatch.setattr(part, "AT_ONCE", 50)
     peaks = []
     for count in (50, 500, 2000):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
@@ -189,7 +189,8 @@ def _placed(recipe: Recipe, store: Store) -> tuple[dict[str, Ints], bytes]:
 def _written(recipe: Recipe, store: Store, part_at: bytes) -> dict[str, Ints]:
     """The places of the store's demonstrations by part, but for what people wrote while they judged this run's own
     answers."""
-    asked, places = _asked(recipe, store), [array("q") for _ in range(len(PARTS) + 1)]
+    asked = {prompt_id for _, prompt_id in _own_answers(recipe, store)}
+    places = [array("q") for _ in range(len(PARTS) + 1)]
     for page in store.demonstration_rows():
         for number, prompt_id, prompt, judgement in page:
             if prompt < len(part_at) and (judgement is None or prompt_id not in asked):
@@ -199,32 +200,21 @@ def _written(recipe: Recipe, store: Store, part_at: bytes) -> dict[str, Ints]:
 
 def _preferred_pairs(recipe: Recipe, store: Store) -> dict[str, Stored[Pair]]:
     """Of every judged prompt the answer with the most votes, by part."""
-    own = _own_answers(recipe, store)
-    judged = iter(freeze(store, recipe.data.criterion, counts=lambda one: own.isdisjoint(one.shown)).comparisons())
+    own = {id for id, _ in _own_answers(recipe, store)}
+    judged = freeze(store, recipe.data.criterion, counts=lambda one: own.isdisjoint(one.shown)).comparisons()
+    liked = ((part_of(recipe, one.prompt), _preferred(one)) for one in judged if GOLD not in one.prompt.metadata)
     places = {name: array("q") for name in PARTS}
-    while page := list(islice(judged, AT_ONCE)):
-        liked = [(part_of(recipe, one.prompt), _preferred(one)) for one in page if GOLD not in one.prompt.metadata]
-        place_of = store.completion_places(id for _, id in liked)
-        for part, id in liked:
+    while page := list(islice(liked, AT_ONCE)):
+        place_of = store.completion_places(id for _, id in page)
+        for part, id in page:
             places[part].append(place_of[id])
     return {part: answers_at(store, np.array(at, np.int64)) for part, at in places.items()}
 
 
-def _own_answers(recipe: Recipe, store: Store) -> set[str]:
-    """The ids of the answers that this run gave."""
-    return {id for page in store.completion_rows() for _, id, _, _, origin in page if _is_own(recipe, origin)}
-
-
-def _is_own(recipe: Recipe, origin: str) -> bool:
-    """Whether this run gave the answer. What people say of those comes after its demonstrations: if it were among
-    them, the run would begin anew with every judgement."""
-    return origin.startswith(f"runs/{recipe.name}/")
-
-
-def _asked(recipe: Recipe, store: Store) -> set[str]:
-    """The ids of the prompts that this run answered."""
-    pages = store.completion_rows()
-    return {prompt for page in pages for _, _, prompt, _, origin in page if _is_own(recipe, origin)}
+def _own_answers(recipe: Recipe, store: Store) -> Iterator[tuple[str, str]]:
+    """The ids of the answers that this run gave, and of their prompts. What people say of those comes after its
+    demonstrations: if it were among them, the run would begin anew with every judgement."""
+    return ((id, prompt_id) for page in store.rows_from(f"runs/{recipe.name}/") for _, id, prompt_id in page)
 
 
 def _preferred(comparison: Comparison) -> str:

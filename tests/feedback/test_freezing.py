@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.memory import peak
 
-from prefloop.feedback import freezing, lazy, stored
+from prefloop.feedback import elsewhere, freezing, stored
 from prefloop.feedback import store as store_module
 from prefloop.feedback.aggregate import Snapshot, read_snapshot, snapshot
 from prefloop.feedback.elsewhere import chosen, prompts_of
@@ -91,7 +91,7 @@ def test_it_is_what_is_made_with_everything_in_memory(
     draw = random.Random(seed)
     some = [one.id for one in store.completions() if draw.random() < 0.8]
     for page in (7, 1000):
-        for module in (freezing, lazy, store_module, stored):
+        for module in (elsewhere, freezing, store_module, stored):
             monkeypatch.setattr(module, "AT_ONCE", page)
         whole, part = snapshot(store, "overall"), snapshot(store, "overall", some)
         assert len(whole.judgements) > len(part.judgements) > 0
@@ -152,7 +152,7 @@ def used(frozen: StoredSnapshot | Snapshot, folder: Path) -> None:
 
 def test_few_bytes_of_a_judgement_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is frozen, written and compared; as records it costs some thousand."""
-    for module in (freezing, lazy, store_module, stored):
+    for module in (elsewhere, freezing, store_module, stored):
         monkeypatch.setattr(module, "AT_ONCE", 50)
     peaks: list[int] = []
     judged: list[int] = []

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefloop.feedback import lazy
+from prefloop.feedback import elsewhere
 from prefloop.feedback.elsewhere import chosen
 from prefloop.feedback.keys import Ints
-from prefloop.feedback.lazy import demonstrations_at, ids_of, prompts_at, texts_of
+from prefloop.feedback.lazy import answers_at, demonstrations_at, ids_of, prompts_at, texts_of
 from prefloop.feedback.records import Completion, Demonstration, Judgement, Message, Prompt
 from prefloop.feedback.store import Store
 
@@ -43,7 +43,7 @@ def shuffled(pages: Any, seed: int) -> tuple[list[int], Ints]:
 def test_records_come_in_the_order_that_is_asked_for(
     store: Store, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(lazy, "AT_ONCE", 7)
+    monkeypatch.setattr(elsewhere, "AT_ONCE", 7)
     pairs = filled(store, 40)
     order, places = shuffled(store.prompt_rows(), seed)
     prompts, wanted = prompts_at(store, places), [pairs[i][0] for i in order]
@@ -61,6 +61,14 @@ def test_records_come_in_the_order_that_is_asked_for(
     found, shown = demonstrations_at(store, places), [pairs[i] for i in order]
     assert list(found) == shown
     assert list(texts_of(found)) == list(texts_of(shown)) == [(prompt.id, text) for prompt, text in shown]
+
+    store.add(Completion(prompt_id=prompt.id, text=f"So {text}", origin="x") for prompt, text in pairs)
+    order, places = shuffled(store.completion_rows(), seed)
+    found, shown = answers_at(store, places), [(pairs[i][0], f"So {pairs[i][1]}") for i in order]
+    assert list(found) == shown
+    assert list(texts_of(found)) == [(prompt.id, text) for prompt, text in shown]
+    ids = [id for page in store.completion_rows() for _, id, *_ in page]
+    assert [store.completion_places(ids)[ids[i]] for i in order] == places.tolist()
 
 
 def test_what_comes_later_changes_nothing(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 from tests.runs import dialogues, from_store, tiny
 
 from prefloop import pipeline
+from prefloop.chat import Chat
 from prefloop.config import ALGORITHMS, ON_POLICY
-from prefloop.planning.data import Amounts, Lengths, amounts_of
+from prefloop.dataset import part_of
+from prefloop.feedback.records import Completion, Judgement, Prompt
+from prefloop.feedback.store import AnyRecord, Store
+from prefloop.planning.data import LOOKED_AT, Amounts, Lengths, amounts_of
 from prefloop.planning.work import Work, work_of
 from prefloop.recipes import Recipe
 from prefloop.runs import read_json, read_lines
@@ -84,6 +89,47 @@ def test_a_store_is_counted_as_it_is(tmp_path: Path) -> None:
         assert read_json(run / stage / "manifest.json")["comparisons"] == groups
     for stage in ("sft", "reward", "judge", "dpo"):
         assert of(recipe, stage, found).steps == len(read_lines(run / stage / "metrics.jsonl"))
+
+
+def test_of_many_judgements_some_are_measured_and_all_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts that are set aside for the judge have more and longer answers; a part counts by its size."""
+    recipe = from_store("judge.fraction=0.2", 'algorithms=["dpo"]')
+    draw, records = random.Random(5), list[AnyRecord]()
+    answers = words = 0
+    for number in range(1500):
+        prompt = Prompt.of(f"What is {number}?")
+        part = part_of(recipe, prompt)
+        texts = [f"{which} " * draw.randint(1, 4) for which in ("abcd" if part == "judge" else "ab")]
+        texts = [text + "very much so" * (part == "judge") for text in texts]
+        given = [Completion(prompt_id=prompt.id, text=text, origin="file:x") for text in texts]
+        ranks = tuple(draw.sample(range(1, len(given) + 1), len(given)))
+        said = Judgement(
+            id=f"{number}",
+            prompt_id=prompt.id,
+            annotator="me",
+            source="human",
+            shown=tuple(c.id for c in given),
+            ranks=ranks,
+        )
+        records += [prompt, *given, said]
+        answers += len(texts)
+        words += sum(len(text.split()) for text in texts)
+    measured: list[str] = []
+    answered = Chat.answered
+    monkeypatch.setattr(
+        Chat, "answered", lambda chat, prompt, answer: (measured.append(answer), answered(chat, prompt, answer))[1]
+    )
+    with Store.of_project(tmp_path) as store:
+        store.add(records)
+    found = amounts_of(recipe, tmp_path, tmp_path)
+    assert found.groups + found.heldout_groups + found.judge_groups == 1500
+    assert found.answers == pytest.approx(answers / 1500, rel=0.05)
+    judged = measured[len(range(0, found.demonstrations, -(-found.demonstrations // LOOKED_AT))) :]
+    assert LOOKED_AT / 2 < len(judged) <= LOOKED_AT < len(measured) <= 2 * LOOKED_AT
+    mean = sum(len(text.split()) for text in judged) / len(judged)
+    assert mean == pytest.approx(words / answers, rel=0.1)
 
 
 def test_without_data_the_limits_are_taken_and_it_says_so(tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        scaled = logits.float() if temperature == 1 else logits.float() / temperature
+        scaled = logits.to(torch.float32, copy=temperature != 1)
+        if temperature != 1:
+            scaled.div_(temperature)
         chosen = scaled.gather(1, targets[:, None])[:, 0] - scaled.amax(1)
-        # In its place: a row is read before it is written, and fresh memory costs as much as the softmax.
-        table = torch.softmax(scaled, 1, out=None if scaled is logits else scaled)
+        # On a processor in its place: a row is read before it is written, and fresh memory costs as much as that.
+        table = torch.softmax(scaled, 1, out=scaled if scaled.is_cpu and scaled is not logits else None)
         log_probs = chosen + table.amax(1).log()  # the highest probability is 1 / Σ exp(logit − the highest logit)
         ctx.table, ctx.dtype, ctx.temperature = table, logits.dtype, temperature
         ctx.save_for_backward(targets)

@@ -77,6 +77,11 @@ def votes(judgement: Judgement) -> Iterator[tuple[str, str, float]]:
             yield other, one, 0.5
 
 
+def tells_apart(judgement: Judgement, texts: Mapping[str, str]) -> bool:
+    """Whether it casts a vote for one text over another; ``texts``: the answers' by completion id."""
+    return any(texts[winner] != texts[loser] for winner, loser, _ in votes(judgement))
+
+
 def comparisons(
     prompts: Iterable[Prompt],
     completions: Iterable[Completion],

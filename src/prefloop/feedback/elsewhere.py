@@ -4,20 +4,57 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar, overload
+
+import numpy as np
 
 from .aggregate import Comparison
+from .keys import Ints
 from .records import Split
 
 T = TypeVar("T")
+AT_ONCE = 1000
+"""Items of a page: so many that a page's cost vanishes, few enough for memory."""
 
 
 class Elsewhere(Sequence[T]):
-    """Items that are read one by one, or page by page."""
+    """Items that are read one by one, or page by page. A slice of them is another such sequence."""
+
+    def __init__(self, places: Ints) -> None:
+        """``places``: where each item lies, which is all that is in memory."""
+        self.places = places
 
     @abstractmethod
-    def chosen(self, indices: Sequence[int]) -> Sequence[T]:
+    def at(self, places: Ints) -> Self:
+        """The same, of what lies at other places."""
+
+    @abstractmethod
+    def read(self, places: Ints) -> list[T]:
+        """The items at these places, in their order."""
+
+    def pages(self) -> Iterable[Ints]:
+        """Places of what is read at once."""
+        return (self.places[start : start + AT_ONCE] for start in range(0, len(self), AT_ONCE))
+
+    def chosen(self, indices: Sequence[int]) -> Self:
         """Some of them, in this order; none is read."""
+        return self.at(self.places[np.asarray(indices, np.int64)])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[T]:
+        for page in self.pages():
+            yield from self.read(page)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+
+    def __getitem__(self, index: int | slice) -> T | Self:
+        return self.at(self.places[index]) if isinstance(index, slice) else self.read(self.places[[index]])[0]
 
 
 class Compared(Elsewhere[Comparison]):

@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from .aggregate import Comparison, comparisons, said_key, snapshot_hash, votes, write_snapshot
+from .aggregate import Comparison, comparisons, said_key, snapshot_hash, tells_apart, write_snapshot
 from .elsewhere import Compared
 from .keys import Grouped, Ints, Keys, as_array, find, ids_of, key_of, ordered
 from .lazy import Stored, asked_at, completions_at, judgement_ids_at, judgements_at, prompts_at
@@ -49,7 +49,7 @@ class StoredSnapshot:
     is_vote: npt.NDArray[np.bool_]
     """[J] Whether its annotator could judge."""
     tells_apart: npt.NDArray[np.bool_]
-    """[J] Whether it is about two different texts at least, and a vote."""
+    """[J] Whether it casts a vote for one text over another."""
     about: Ints
     """[J] The number of its prompt among ``prompts``."""
 
@@ -78,44 +78,32 @@ class StoredSnapshot:
 
 
 class StoredComparisons(Compared):
-    """Those of some prompts of a snapshot, made when they are asked for. A slice of them is another one."""
+    """Those of some prompts of a snapshot, made when they are asked for."""
 
     def __init__(self, prompts: Stored[Prompt], said: Grouped, numbers: Ints) -> None:
         """``said``: the places of the judgements about each of the prompts; ``numbers``: which prompts are meant."""
-        self._prompts, self._said, self._numbers = prompts, said, numbers
+        super().__init__(numbers)
+        self._prompts, self._said = prompts, said
 
-    def __len__(self) -> int:
-        return len(self._numbers)
+    def at(self, places: Ints) -> Self:
+        return type(self)(self._prompts, self._said, places)
 
-    def __iter__(self) -> Iterator[Comparison]:
-        for start in range(0, len(self), AT_ONCE):
-            yield from self._made(self._numbers[start : start + AT_ONCE])
+    def pages(self) -> list[Ints]:
+        """Prompts with about `AT_ONCE` judgements."""
+        page = self._said.counts[self.places].cumsum() // AT_ONCE
+        return np.split(self.places, np.flatnonzero(np.diff(page)) + 1)
 
-    @overload
-    def __getitem__(self, index: int) -> Comparison: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> StoredComparisons: ...
-
-    def __getitem__(self, index: int | slice) -> Comparison | StoredComparisons:
-        if isinstance(index, slice):
-            return StoredComparisons(self._prompts, self._said, self._numbers[index])
-        return self._made(self._numbers[[index]])[0]
-
-    def chosen(self, indices: Sequence[int]) -> StoredComparisons:
-        return StoredComparisons(self._prompts, self._said, self._numbers[np.asarray(indices, np.int64)])
-
-    def asked(self) -> Iterator[tuple[str, Split | None]]:
-        return iter(asked_at(self._prompts.store, self._prompts.places[self._numbers]))
-
-    def _made(self, numbers: Ints) -> list[Comparison]:
-        store, places = self._prompts.store, self._prompts.places[numbers]
-        prompts = list(prompts_at(store, places))
-        said = list(judgements_at(store, np.concatenate([self._said[number] for number in numbers])))
+    def read(self, places: Ints) -> list[Comparison]:
+        store, asked = self._prompts.store, list(self._prompts.chosen(places.tolist()))
+        about = [place for number in places for place in self._said[number]]
+        said = list(judgements_at(store, np.array(about, np.int64)))
         with store.database.reading() as db:
             answers = completions_by_id(db, {id for one in said for id in one.shown})
-        found = {one.prompt.id: one for one in comparisons(prompts, answers, said)}
-        return [found[prompt.id] for prompt in prompts]
+        found = {one.prompt.id: one for one in comparisons(asked, answers, said)}
+        return [found[prompt.id] for prompt in asked]
+
+    def asked(self) -> Iterator[tuple[str, Split | None]]:
+        return iter(asked_at(self._prompts.store, self._prompts.places[self.places]))
 
 
 def freeze(
@@ -166,8 +154,7 @@ class _Columns:
         self._annotator.append(self._annotators[one.annotator])
         self._created.append((one.created - _EPOCH) // _MICROSECOND)
         self._is_vote.append(CANNOT_JUDGE not in one.flags)
-        text = dict(zip(one.shown, texts, strict=True))
-        self._tells_apart.append(any(text[winner] != text[loser] for winner, loser, _ in votes(one)))
+        self._tells_apart.append(tells_apart(one, dict(zip(one.shown, texts, strict=True))))
 
     def snapshot(self, store: Store, criterion: str) -> StoredSnapshot:
         """Everything in the order that follows from the content."""

@@ -8,7 +8,7 @@ import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from .aggregate import (
     read_line,
     said_key,
     snapshot_hash,
-    votes,
+    tells_apart,
 )
 from .elsewhere import Compared
 from .keys import Grouped, Ints, Keys, find, id_of, ids_of, key_of, ordered
@@ -36,30 +36,24 @@ _JUDGEMENT = b'{"judgement":'
 
 
 class FrozenComparisons(Compared):
-    """Those of some prompts of a snapshot, made when they are asked for. A slice of them is another one."""
+    """Those of some prompts of a snapshot's file, made when they are asked for."""
 
     def __init__(self, frozen: Frozen, prompts: Ints, weights: Mapping[str, float]) -> None:
-        self._frozen, self._prompts, self._weights = frozen, prompts, weights
+        super().__init__(prompts)
+        self._frozen, self._weights = frozen, weights
 
-    def __len__(self) -> int:
-        return len(self._prompts)
+    def at(self, places: Ints) -> Self:
+        return type(self)(self._frozen, places, self._weights)
 
-    @overload
-    def __getitem__(self, index: int) -> Comparison: ...
+    def read(self, places: Ints) -> list[Comparison]:
+        return [self._frozen.comparison(prompt, self._weights) for prompt in places.tolist()]
 
-    @overload
-    def __getitem__(self, index: slice) -> FrozenComparisons: ...
-
-    def __getitem__(self, index: int | slice) -> Comparison | FrozenComparisons:
-        if isinstance(index, slice):
-            return FrozenComparisons(self._frozen, self._prompts[index], self._weights)
-        return self._frozen.comparison(int(self._prompts[index]), self._weights)
-
-    def chosen(self, indices: Sequence[int]) -> FrozenComparisons:
-        return FrozenComparisons(self._frozen, self._prompts[np.asarray(indices, np.int64)], self._weights)
+    def pages(self) -> Iterator[Ints]:
+        """Reading several at once saves nothing."""
+        return (self.places[[index]] for index in range(len(self)))
 
     def asked(self) -> Iterator[tuple[str, Split | None]]:
-        return (self._frozen.prompt(prompt) for prompt in self._prompts.tolist())
+        return map(self._frozen.prompt, self.places.tolist())
 
 
 class Frozen:
@@ -122,7 +116,7 @@ class Frozen:
             for one, prompt in zip(page, prompts, strict=True):
                 texts = {id: self._lines.text(completions[next(places)]) for id in one.shown}
                 keys += bytes.fromhex(said_key(one, _SPLITS[self._splits[prompt]], [*texts.values()]))
-                casts.append(any(texts[winner] != texts[loser] for winner, loser, _ in votes(one)))
+                casts.append(tells_apart(one, texts))
                 annotator.append(annotators[one.annotator])
             about.extend(prompts)
         self._annotators, self._annotator = tuple(annotators), np.array(annotator, np.int64)

@@ -58,7 +58,9 @@ class Grouped:
         """``group``: each number's; -1 where it is not known, and the number is left out."""
         order = np.argsort(group, kind="stable")[np.count_nonzero(group < 0) :]
         self._numbers = numbers[order]
-        self._ends = np.bincount(group[order], minlength=groups).cumsum()
+        self.counts: Ints = np.bincount(group[order], minlength=groups)
+        """Of each group."""
+        self._ends = self.counts.cumsum()
 
     def __getitem__(self, group: int) -> Ints:
         return self._numbers[self._ends[group - 1] if group else 0 : self._ends[group]]

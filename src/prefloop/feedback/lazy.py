@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar
 
 import sqlalchemy as sa
 
@@ -12,7 +12,7 @@ from .elsewhere import Elsewhere
 from .keys import Ints
 from .records import Completion, Judgement, Message, Prompt, Split
 from .store import Store
-from .stored import AT_ONCE, to_completion, to_judgement, to_prompt
+from .stored import to_completion, to_judgement, to_prompt
 from .tables import COMPLETIONS, DEMONSTRATIONS, JUDGEMENTS, PROMPTS
 
 Pair = tuple[Prompt, str]
@@ -27,51 +27,35 @@ class View(Generic[T]):
     """What is read of a row, and what is made of it."""
 
     table: sa.Table
+    """Whose rows they are."""
     query: sa.Select[*tuple[Any, ...]]
-    """Its first column is the row's place."""
+    """What is read, the row's place (``seq``) among it."""
     make: Callable[[sa.RowMapping], T]
 
 
 class Stored(Elsewhere[T]):
-    """Records at some places of a table (``seq``), in the order of the places. A slice of them is another one.
+    """Records at some places of a table (``seq``), in the order of the places.
 
     Rows never change, so these are always the same records. Whoever needs them again and again makes a list.
     """
 
     def __init__(self, store: Store, places: Ints, view: View[T]) -> None:
-        self.store, self.places, self.view = store, places, view
+        super().__init__(places)
+        self.store, self.view = store, view
 
-    def __len__(self) -> int:
-        return len(self.places)
+    def at(self, places: Ints) -> Self:
+        return type(self)(self.store, places, self.view)
 
-    def __iter__(self) -> Iterator[T]:
-        for start in range(0, len(self), AT_ONCE):
-            yield from self._read(self.places[start : start + AT_ONCE])
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Stored[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | Stored[T]:
-        if isinstance(index, slice):
-            return Stored(self.store, self.places[index], self.view)
-        return self._read(self.places[[index]])[0]
-
-    def chosen(self, indices: Sequence[int]) -> Stored[T]:
-        return Stored(self.store, self.places[list(indices)], self.view)
-
-    def seen_as(self, view: View[Other]) -> Stored[Other]:
-        """Another look at the same rows."""
-        return Stored(self.store, self.places, view)
-
-    def _read(self, places: Ints) -> list[T]:
+    def read(self, places: Ints) -> list[T]:
         wanted: list[int] = places.tolist()
         with self.store.database.reading() as db:
             rows = db.execute(self.view.query.where(self.view.table.c.seq.in_(wanted))).mappings()
             found = {row["seq"]: self.view.make(row) for row in rows}
         return [found[one] for one in wanted]
+
+    def seen_as(self, view: View[Other]) -> Stored[Other]:
+        """Another look at the same rows."""
+        return Stored(self.store, self.places, view)
 
 
 def _dialogue(row: sa.RowMapping) -> Dialogue:
@@ -101,6 +85,7 @@ _COMPLETIONS = View(COMPLETIONS, sa.select(COMPLETIONS), to_completion)
 _JUDGEMENTS = View(JUDGEMENTS, sa.select(JUDGEMENTS), to_judgement)
 _JUDGEMENT_IDS: View[str] = View(JUDGEMENTS, sa.select(JUDGEMENTS.c.seq, JUDGEMENTS.c.id), lambda row: row["id"])
 _IDS: View[str] = View(PROMPTS, sa.select(PROMPTS.c.seq, PROMPTS.c.id), lambda row: row["id"])
+_DEMONSTRATED, _ANSWERED = _pairs(DEMONSTRATIONS), _pairs(COMPLETIONS)
 _ASKED: View[tuple[str, Split | None]] = View(
     PROMPTS, sa.select(PROMPTS.c.seq, PROMPTS.c.id, PROMPTS.c.split), lambda row: (row["id"], row["split"])
 )
@@ -130,12 +115,12 @@ def judgement_ids_at(store: Store, places: Ints) -> Stored[str]:
 
 def demonstrations_at(store: Store, places: Ints) -> Stored[Pair]:
     """Demonstrations, each a prompt and the answer to it."""
-    return Stored(store, places, _pairs(DEMONSTRATIONS))
+    return Stored(store, places, _DEMONSTRATED)
 
 
 def answers_at(store: Store, places: Ints) -> Stored[Pair]:
     """Completions, each with its prompt."""
-    return Stored(store, places, _pairs(COMPLETIONS))
+    return Stored(store, places, _ANSWERED)
 
 
 def dialogues_at(store: Store, places: Ints) -> Stored[Dialogue]:

@@ -156,6 +156,12 @@ class Store:
         c = COMPLETIONS.c
         return self._pages(sa.select(c.seq, c.id, c.prompt_id, c.text, c.origin), self._end(COMPLETIONS))
 
+    def rows_from(self, origin: str) -> Iterator[Sequence[Sequence[Any]]]:
+        """Place, id and prompt of the completions whose origin begins so, page by page."""
+        c = COMPLETIONS.c
+        begins = sa.func.substr(c.origin, 1, len(origin)) == origin  # LIKE would not tell a from A
+        return self._pages(sa.select(c.seq, c.id, c.prompt_id).where(begins), self._end(COMPLETIONS))
+
     def completion_places(self, ids: Iterable[str]) -> dict[str, int]:
         """Id → place of these completions, as far as they are there."""
         c = COMPLETIONS.c

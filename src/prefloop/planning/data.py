@@ -129,9 +129,10 @@ def _looked_at(recipe: Recipe, store: Store, folder: Path, source: str) -> Amoun
     data = prepare(recipe, store, folder)
     chat = Chat(_tokenizer(recipe, data))
     judged = _judged(recipe, store) if recipe.label.by == "none" else [[], [], []]
-    some = [one for part in judged for one in _some(part)]
+    step = _step(sum(map(len, judged)))
+    some = [one for part in judged for one in part[::step]]
     answered = [(one.prompt, text) for one in some for text in one.texts]
-    learnt = _some(data.demonstrations) or answered
+    learnt = _some(data.demonstrations or answered)
     started = time.perf_counter()
     demonstrated = _lengths(recipe, chat, learnt)
     return Amounts(
@@ -147,7 +148,7 @@ def _looked_at(recipe: Recipe, store: Store, folder: Path, source: str) -> Amoun
         answers=len(answered) / max(1, len(some)),
         heldout_text=_tokens(chat, data.heldout_documents),
         demonstrated=demonstrated,
-        judged=_lengths(recipe, chat, answered) if answered else demonstrated,
+        judged=_lengths(recipe, chat, _some(answered)) if answered else demonstrated,
     )
 
 
@@ -156,8 +157,12 @@ def _judged(recipe: Recipe, store: Store) -> tuple[Sequence[Comparison], ...]:
 
 
 def _some(items: Sequence[T]) -> list[T]:
-    """About `LOOKED_AT` of them, evenly, so that nothing else is read."""
-    return list(items[:: 1 + len(items) // LOOKED_AT])
+    """`LOOKED_AT` of them at most, evenly; nothing else is read."""
+    return list(items[:: _step(len(items))])
+
+
+def _step(count: int) -> int:
+    return max(1, -(-count // LOOKED_AT))
 
 
 def _tokenizer(recipe: Recipe, data: Dataset) -> Any:
