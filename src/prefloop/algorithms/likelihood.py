@@ -23,9 +23,9 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        scaled = logits.to(torch.float32, copy=temperature != 1)
+        scaled = logits.float()
         if temperature != 1:
-            scaled.div_(temperature)
+            scaled = scaled / temperature if scaled is logits else scaled.div_(temperature)
         chosen = scaled.gather(1, targets[:, None])[:, 0] - scaled.amax(1)
         # On a processor in its place: a row is read before it is written, and fresh memory costs as much as that.
         table = torch.softmax(scaled, 1, out=scaled if scaled.is_cpu and scaled is not logits else None)
