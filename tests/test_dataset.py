@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from tests.memory import peak
+from tests.said import judged
 
 from prefloop import dataset
 from prefloop.dataset import Dataset, for_judge, judged_pairs, part_of, place, prepare
 from prefloop.feedback import elsewhere, freezing, stored
 from prefloop.feedback import store as store_module
 from prefloop.feedback.aggregate import snapshot
-from prefloop.feedback.records import Completion, Demonstration, Judgement, Prompt, Split, content_id
+from prefloop.feedback.records import Completion, Demonstration, Prompt, Split, content_id
 from prefloop.feedback.store import AnyRecord, Store
 from prefloop.recipes import Recipe, make_recipe
 
@@ -29,20 +30,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def prompts(count: int, split: Split | None = None) -> list[Prompt]:
     return [Prompt.of(f"question {i}", split=split) for i in range(count)]
-
-
-def judged(prompt: Prompt, *ranked: tuple[str, int], origin: str = "file:x") -> list[Completion | Judgement]:
-    """Answers and one judgement; equal ranks tie."""
-    answers = [Completion(prompt_id=prompt.id, text=text, origin=origin) for text, _ in ranked]
-    judgement = Judgement(
-        id=f"{prompt.id} {origin} {ranked}",
-        prompt_id=prompt.id,
-        annotator="me",
-        source="human",
-        shown=tuple(answer.id for answer in answers),
-        ranks=tuple(rank for _, rank in ranked),
-    )
-    return [*answers, judgement]
 
 
 def recipe(*settings: str) -> Recipe:

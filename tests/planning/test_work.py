@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from tests.runs import dialogues, from_store, tiny
+from tests.said import judged
 
 from prefloop import pipeline
 from prefloop.chat import Chat
 from prefloop.config import ALGORITHMS, ON_POLICY
 from prefloop.dataset import part_of
-from prefloop.feedback.records import Completion, Judgement, Prompt
+from prefloop.feedback.records import Prompt
 from prefloop.feedback.store import AnyRecord, Store
 from prefloop.planning.data import LOOKED_AT, Amounts, Lengths, amounts_of
 from prefloop.planning.work import Work, work_of
@@ -103,17 +104,8 @@ def test_of_many_judgements_some_are_measured_and_all_are_counted(
         part = part_of(recipe, prompt)
         texts = [f"{which} " * draw.randint(1, 4) for which in ("abcd" if part == "judge" else "ab")]
         texts = [text + "very much so" * (part == "judge") for text in texts]
-        given = [Completion(prompt_id=prompt.id, text=text, origin="file:x") for text in texts]
-        ranks = tuple(draw.sample(range(1, len(given) + 1), len(given)))
-        said = Judgement(
-            id=f"{number}",
-            prompt_id=prompt.id,
-            annotator="me",
-            source="human",
-            shown=tuple(c.id for c in given),
-            ranks=ranks,
-        )
-        records += [prompt, *given, said]
+        ranks = draw.sample(range(1, len(texts) + 1), len(texts))
+        records += [prompt, *judged(prompt, *zip(texts, ranks, strict=True))]
         answers += len(texts)
         words += sum(len(text.split()) for text in texts)
     measured: list[str] = []
@@ -126,9 +118,9 @@ def test_of_many_judgements_some_are_measured_and_all_are_counted(
     found = amounts_of(recipe, tmp_path, tmp_path)
     assert found.groups + found.heldout_groups + found.judge_groups == 1500
     assert found.answers == pytest.approx(answers / 1500, rel=0.05)
-    judged = measured[len(range(0, found.demonstrations, -(-found.demonstrations // LOOKED_AT))) :]
-    assert LOOKED_AT / 2 < len(judged) <= LOOKED_AT < len(measured) <= 2 * LOOKED_AT
-    mean = sum(len(text.split()) for text in judged) / len(judged)
+    answered_texts = measured[len(range(0, found.demonstrations, -(-found.demonstrations // LOOKED_AT))) :]
+    assert LOOKED_AT / 2 < len(answered_texts) <= LOOKED_AT < len(measured) <= 2 * LOOKED_AT
+    mean = sum(len(text.split()) for text in answered_texts) / len(answered_texts)
     assert mean == pytest.approx(words / answers, rel=0.1)
 
 
